@@ -1,0 +1,1 @@
+"""What keeps one account from taking the platform."""

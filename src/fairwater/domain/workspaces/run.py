@@ -1,0 +1,160 @@
+"""One run of a workspace on a node: what is wanted, what is there, and the steps between.
+
+Decides in which order a run comes up and goes down. Every step is idempotent: interrupted after any of them, the
+next plan from the facts then found ends in the same place. Refuses to know how a step is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from fairwater.domain.ids import RunNumber, WorkspaceId
+from fairwater.domain.plan import Plan, Waiting
+from fairwater.domain.workspaces.classes import WorkspaceClass
+
+
+class RunState(StrEnum):
+    """Where a run stands on its node."""
+
+    STARTING = "starting"
+    INITIALIZING = "initializing"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    ENDED = "ended"  # nothing is left of it on the node but the volume
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a long step is: `done` of `total` in `unit`; `total` is None where it is not known."""
+
+    step: str
+    done: int = 0
+    total: int | None = None
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The repository to bring in: see `context.Context`. `local` marks a `file://` URL, which is bound read-only."""
+
+    clone_url: str
+    name: str
+    ref: str | None = None
+    local: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """All a node needs to know of a run. `command` is the first process, None for none."""
+
+    image: str
+    limits: WorkspaceClass
+    source: Source | None = None
+    environment: tuple[tuple[str, str], ...] = ()
+    command: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What a node says of a run. `failure` and `code` are set where it went wrong."""
+
+    workspace: WorkspaceId
+    run: RunNumber
+    state: RunState
+    reason: str
+    since: datetime
+    progress: Progress | None = None
+    failure: str | None = None
+    code: str | None = None
+
+
+class VolumeState(StrEnum):
+    ABSENT = "absent"
+    DETACHED = "detached"
+    ATTACHED = "attached"
+
+
+class SandboxState(StrEnum):
+    """A sandbox on its way from the pool to the workspace's first process."""
+
+    PARKED = "parked"  # claimed for the run, nothing of the workspace in it yet
+    ADMITTED = "admitted"  # limits in force, volume moved in, network open, all of it read back
+    LAUNCHED = "launched"  # the first process was let go
+    DEAD = "dead"
+
+
+class Wish(StrEnum):
+    RUNNING = "running"
+    STOPPED = "stopped"  # signal, grace, kill
+    KILLED = "killed"  # at once
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """What is there of one workspace on this node. `sandbox` is None where no sandbox is claimed for the run."""
+
+    volume: VolumeState
+    content_ready: bool
+    sandbox: SandboxState | None
+    signalled_at: datetime | None = None
+
+
+class RunStep(StrEnum):
+    CREATE_VOLUME = "create volume"
+    ATTACH_VOLUME = "attach volume"
+    BRING_CONTENT = "bring content"
+    CLAIM_SANDBOX = "claim sandbox"
+    ADMIT = "admit"
+    LAUNCH = "launch"
+    SIGNAL = "signal"
+    KILL = "kill"
+    REMOVE_SANDBOX = "remove sandbox"
+    DETACH_VOLUME = "detach volume"
+
+
+def plan_run(wish: Wish, view: NodeView, now: datetime, since: datetime, grace_s: float) -> Plan[RunStep]:
+    """The steps from `view` to `wish`, in order. `grace_s` is the time between signal and kill, in seconds."""
+    if wish is Wish.RUNNING:
+        return _plan_up(view, since)
+    return _plan_down(view, now, since, 0.0 if wish is Wish.KILLED else grace_s)
+
+
+def _plan_up(view: NodeView, since: datetime) -> Plan[RunStep]:
+    if view.sandbox is SandboxState.DEAD:
+        return Plan(waiting=Waiting("the run to be cleared: its sandbox is dead", since))
+    if view.sandbox is SandboxState.LAUNCHED:
+        return Plan(waiting=Waiting("the run to end", since))
+    steps: list[RunStep] = []
+    if view.volume is VolumeState.ABSENT:
+        steps.append(RunStep.CREATE_VOLUME)
+    if view.volume is not VolumeState.ATTACHED:
+        steps.append(RunStep.ATTACH_VOLUME)
+    if not view.content_ready:
+        steps.append(RunStep.BRING_CONTENT)
+    if view.sandbox is None:
+        steps.append(RunStep.CLAIM_SANDBOX)
+    if view.sandbox is not SandboxState.ADMITTED:
+        steps.append(RunStep.ADMIT)
+    steps.append(RunStep.LAUNCH)
+    return Plan(tuple(steps))
+
+
+def _plan_down(view: NodeView, now: datetime, since: datetime, grace_s: float) -> Plan[RunStep]:
+    if view.sandbox is SandboxState.LAUNCHED and grace_s > 0:
+        if view.signalled_at is None:
+            return Plan((RunStep.SIGNAL,))
+        kill_at = view.signalled_at + timedelta(seconds=grace_s)
+        if now < kill_at:
+            return Plan(waiting=Waiting("the workspace's processes to end", view.signalled_at, kill_at))
+    steps: list[RunStep] = []
+    if view.sandbox is not None:
+        if view.sandbox is not SandboxState.DEAD:
+            steps.append(RunStep.KILL)
+        steps.append(RunStep.REMOVE_SANDBOX)
+    if view.volume is VolumeState.ATTACHED:
+        steps.append(RunStep.DETACH_VOLUME)
+    if steps:
+        return Plan(tuple(steps))
+    return Plan(waiting=Waiting("nothing: the run is released", since))

@@ -1,0 +1,50 @@
+"""What the control plane's loop reads and writes of workspaces: the database, seen from the loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from fairwater.domain.ids import RunNumber, WorkspaceId
+from fairwater.domain.workspaces.deadlines import Deadline
+from fairwater.domain.workspaces.run import Progress
+from fairwater.domain.workspaces.workspace import Event, Workspace
+from fairwater.ports.agent import StartRequest
+
+
+@dataclass(frozen=True, slots=True)
+class WorkspaceRecord:
+    """A workspace as the database has it, with the request that starts its current run."""
+
+    workspace: Workspace
+    deadline: Deadline | None
+    request: StartRequest
+
+
+class WorkspaceRecords(Protocol):
+    """Every write is one transaction: the row, its deadline, and a line of its history."""
+
+    async def unfinished(self) -> tuple[WorkspaceId, ...]:
+        """The workspaces that the loop looks after: not at rest, or deleted and not yet cleared."""
+        ...
+
+    async def load(self, workspace: WorkspaceId) -> WorkspaceRecord | None: ...
+
+    async def record(
+        self, workspace: WorkspaceId, run: RunNumber, event: Event, reason: str, now: datetime
+    ) -> Workspace | None:
+        """Applies `event` to the workspace while its run is still `run`; None where it no longer is.
+
+        Raises:
+            TransitionRejected: the table rejects it.
+        """
+        ...
+
+    async def note_progress(self, workspace: WorkspaceId, progress: Progress | None) -> None:
+        """Shows how far the step under way is; lost at a crash, which is fine."""
+        ...
+
+    async def cleared(self, workspace: WorkspaceId) -> None:
+        """Nothing is left of a deleted workspace on any node."""
+        ...
