@@ -81,3 +81,7 @@ class Launcher(Protocol):
     async def terminate(self, sandbox: Sandbox) -> None:
         """SIGTERM to every process in it but the first; SIGHUP too, for shells. Returns at once."""
         ...
+
+    async def alive(self, sandbox: Sandbox) -> int:
+        """How many processes it holds beside the first."""
+        ...

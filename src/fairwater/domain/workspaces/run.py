@@ -93,12 +93,16 @@ class Wish(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """What is there of one workspace on this node. `sandbox` is None where no sandbox is claimed for the run."""
+    """What is there of one workspace on this node. `sandbox` is None where no sandbox is claimed for the run.
+
+    `quiet`: after the signal, no process of the workspace is left.
+    """
 
     volume: VolumeState
     content_ready: bool
     sandbox: SandboxState | None
     signalled_at: datetime | None = None
+    quiet: bool = False
 
 
 class RunStep(StrEnum):
@@ -112,13 +116,18 @@ class RunStep(StrEnum):
     KILL = "kill"
     REMOVE_SANDBOX = "remove sandbox"
     DETACH_VOLUME = "detach volume"
+    RELEASE = "release"  # nothing is left but the volume: the run has ended
+
+
+_LOOK_AGAIN_S = 0.05
+"""How soon to look again whether the processes that were asked to end have ended."""
 
 
 def plan_run(wish: Wish, view: NodeView, now: datetime, since: datetime, grace_s: float) -> Plan[RunStep]:
     """The steps from `view` to `wish`, in order. `grace_s` is the time between signal and kill, in seconds."""
     if wish is Wish.RUNNING:
         return _plan_up(view, since)
-    return _plan_down(view, now, since, 0.0 if wish is Wish.KILLED else grace_s)
+    return _plan_down(view, now, 0.0 if wish is Wish.KILLED else grace_s)
 
 
 def _plan_up(view: NodeView, since: datetime) -> Plan[RunStep]:
@@ -141,13 +150,14 @@ def _plan_up(view: NodeView, since: datetime) -> Plan[RunStep]:
     return Plan(tuple(steps))
 
 
-def _plan_down(view: NodeView, now: datetime, since: datetime, grace_s: float) -> Plan[RunStep]:
+def _plan_down(view: NodeView, now: datetime, grace_s: float) -> Plan[RunStep]:
     if view.sandbox is SandboxState.LAUNCHED and grace_s > 0:
         if view.signalled_at is None:
             return Plan((RunStep.SIGNAL,))
         kill_at = view.signalled_at + timedelta(seconds=grace_s)
-        if now < kill_at:
-            return Plan(waiting=Waiting("the workspace's processes to end", view.signalled_at, kill_at))
+        if now < kill_at and not view.quiet:
+            look_again = min(kill_at, now + timedelta(seconds=_LOOK_AGAIN_S))
+            return Plan(waiting=Waiting("the workspace's processes to end", view.signalled_at, look_again))
     steps: list[RunStep] = []
     if view.sandbox is not None:
         if view.sandbox is not SandboxState.DEAD:
@@ -155,6 +165,5 @@ def _plan_down(view: NodeView, now: datetime, since: datetime, grace_s: float) -
         steps.append(RunStep.REMOVE_SANDBOX)
     if view.volume is VolumeState.ATTACHED:
         steps.append(RunStep.DETACH_VOLUME)
-    if steps:
-        return Plan(tuple(steps))
-    return Plan(waiting=Waiting("nothing: the run is released", since))
+    steps.append(RunStep.RELEASE)
+    return Plan(tuple(steps))

@@ -1,0 +1,80 @@
+"""What a node remembers of its runs across restarts of the agent, one small file a workspace.
+
+The file is replaced as a whole, so a kill at any moment leaves the old or the new. It is not forced to disk: what a
+power cut could lose is the fence of a run that the cut has ended anyway.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from fairwater.domain.ids import RunNumber, WorkspaceId
+from fairwater.domain.workspaces.run import RunSpec, RunState, Wish
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One workspace's last run. `launched`: its first process was let go; `content_ready`: its repository is there."""
+
+    workspace: WorkspaceId
+    run: RunNumber
+    spec: RunSpec
+    wish: Wish
+    state: RunState
+    reason: str
+    since: datetime
+    launched: bool = False
+    content_ready: bool = False
+    failure: str | None = None
+    code: str | None = None
+
+
+_ENTRY = TypeAdapter(Entry)
+
+
+class Journal:
+    """Entries by workspace, in memory and in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._entries: dict[WorkspaceId, Entry] = {}
+
+    def load(self) -> tuple[str, ...]:
+        """Reads what is there; returns the names of files that could not be read, which are left where they are."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        damaged: list[str] = []
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                entry = _ENTRY.validate_json(path.read_bytes())
+            except ValidationError:
+                damaged.append(path.name)
+                continue
+            self._entries[entry.workspace] = entry
+        return tuple(damaged)
+
+    def get(self, workspace: WorkspaceId) -> Entry | None:
+        return self._entries.get(workspace)
+
+    def entries(self) -> tuple[Entry, ...]:
+        return tuple(self._entries.values())
+
+    def put(self, entry: Entry) -> None:
+        path = self._path(entry.workspace)
+        aside = path.with_suffix(".new")
+        fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(_ENTRY.dump_json(entry))
+        aside.replace(path)
+        self._entries[entry.workspace] = entry
+
+    def remove(self, workspace: WorkspaceId) -> None:
+        self._path(workspace).unlink(missing_ok=True)
+        self._entries.pop(workspace, None)
+
+    def _path(self, workspace: WorkspaceId) -> Path:
+        return self._folder / f"{workspace}.json"

@@ -1,0 +1,139 @@
+"""The runs of one node, as `ports.agent.RunAgent`: accepted, fenced by number, found again after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+from fairwater.domain.failure import Permanent, Temporary
+from fairwater.domain.ids import RunNumber, WorkspaceId
+from fairwater.domain.workspaces.run import NodeView, RunFacts, RunState, RunStep, SandboxState, Wish
+from fairwater.loops.journal import Entry, Journal
+from fairwater.loops.run_steps import RunReconciler
+from fairwater.loops.run_table import RunTable
+from fairwater.loops.runner import LoopRunner
+from fairwater.ports.agent import Hello, StartRequest
+from fairwater.ports.clock import Clock
+from fairwater.ports.content import Content
+from fairwater.ports.sandboxes import Launcher, Sandbox, Sandboxes
+from fairwater.ports.volumes import Volumes
+
+_QUICK_S = 1.0
+"""How long a start is waited for before its caller is told where it stands; most take milliseconds."""
+
+
+class RunKeeper:
+    """Call `recover` before anything else, `close` at the end: it leaves the workspaces as they are."""
+
+    def __init__(
+        self,
+        volumes: Volumes,
+        sandboxes: Sandboxes,
+        launcher: Launcher,
+        content: Content,
+        clock: Clock,
+        journal_dir: Path,
+        hello: Hello,
+        grace_s: float = 10.0,
+    ) -> None:
+        self._volumes = volumes
+        self._sandboxes = sandboxes
+        self._clock = clock
+        self._hello = hello
+        self._table = RunTable(Journal(journal_dir))
+        reconciler = RunReconciler(self._table, volumes, sandboxes, launcher, content, clock, grace_s)
+        self._runner: LoopRunner[WorkspaceId, NodeView, RunStep] = LoopRunner(reconciler, clock)
+
+    async def recover(self) -> None:
+        """Finds what a predecessor left: runs that live go on, runs that died are cleared, helpers begin anew."""
+        self._table.journal.load()
+        for sandbox in self._sandboxes.claimed():
+            workspace = sandbox.tenant.workspace
+            entry = self._table.journal.get(workspace)
+            if entry is not None and sandbox.tenant.role == "run" and entry.run == sandbox.tenant.run:
+                self._table.sandboxes[workspace] = sandbox
+            else:
+                await self._sandboxes.remove(sandbox)
+        self._sandboxes.watch(self._died)
+        for entry in self._table.journal.entries():
+            if entry.state is not RunState.ENDED:
+                self._runner.poke(entry.workspace)
+
+    async def close(self) -> None:
+        await self._runner.close()
+        self._table.close()
+
+    async def hello(self) -> Hello:
+        return self._hello
+
+    async def runs(self) -> tuple[RunFacts, ...]:
+        return tuple(self._table.facts(entry) for entry in self._table.journal.entries())
+
+    async def start_run(self, workspace: WorkspaceId, request: StartRequest) -> RunFacts:
+        self._table.fence(workspace, request.run)
+        entry = self._table.journal.get(workspace)
+        if entry is None or entry.run < request.run:
+            if entry is not None and entry.state is not RunState.ENDED:
+                await self.stop_run(workspace, entry.run)
+                raise Temporary(f"run {entry.run} is still being released", code="run_alive", delay_s=0.25)
+            source = request.spec.source
+            if source is not None and source.local and not request.local_allowed:
+                raise Permanent("file:// URLs are for the local administrator only", code="local_only")
+            now = self._clock.now()
+            content_ready = entry is not None and entry.content_ready
+            self._table.begin(
+                Entry(
+                    workspace, request.run, request.spec, Wish.RUNNING, RunState.STARTING, "starting", now,
+                    content_ready=content_ready,
+                )
+            )  # fmt: skip
+            self._runner.poke(workspace)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._table.live(workspace).settled.wait(), _QUICK_S)
+        return self._table.facts(self._table.entry(workspace))
+
+    async def stop_run(self, workspace: WorkspaceId, run: RunNumber, *, force: bool = False) -> RunFacts | None:
+        self._table.fence(workspace, run)
+        entry = self._table.journal.get(workspace)
+        if entry is None or entry.run < run:
+            return None
+        wish = Wish.KILLED if force else Wish.STOPPED
+        if entry.state is not RunState.ENDED and entry.wish is not Wish.KILLED and entry.wish is not wish:
+            entry = replace(entry, wish=wish, state=RunState.STOPPING, reason="stopping", since=self._clock.now())
+            self._table.change(entry)
+            bringing = self._table.live(workspace).bringing
+            if bringing is not None:
+                bringing.cancel()
+            self._runner.poke(workspace)
+        return self._table.facts(entry)
+
+    async def delete_volume(self, workspace: WorkspaceId, run: RunNumber) -> None:
+        self._table.fence(workspace, run)
+        entry = self._table.journal.get(workspace)
+        if entry is not None and entry.state is not RunState.ENDED:
+            raise Permanent(f"run {entry.run} of {workspace} still holds the volume", code="run_alive")
+        await self._volumes.delete(workspace)
+        self._table.forget(workspace)
+
+    def changes(self) -> AsyncIterator[RunFacts]:
+        return self._table.changes()
+
+    def sandbox_of(self, workspace: WorkspaceId, run: RunNumber | None = None) -> Sandbox:
+        """The sandbox of the run that is up. Raises Permanent: `not_running`, `stale_run`."""
+        if run is not None:
+            self._table.fence(workspace, run)
+        entry, sandbox = self._table.journal.get(workspace), self._table.sandboxes.get(workspace)
+        if entry is None or sandbox is None or entry.state is not RunState.RUNNING:
+            state = entry.state.value if entry else "not on this node"
+            raise Permanent(f"workspace {workspace} is {state}: start it first", code="not_running")
+        return sandbox
+
+    def _died(self, sandbox: Sandbox) -> None:
+        workspace = sandbox.tenant.workspace
+        held = self._table.sandboxes.get(workspace)
+        if held is not None and held.id == sandbox.id:
+            self._table.sandboxes[workspace] = replace(held, state=SandboxState.DEAD)
+            self._runner.poke(workspace)

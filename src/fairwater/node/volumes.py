@@ -1,0 +1,182 @@
+"""A sparse btrfs image per workspace, on its own loop device with direct IO, mounted while it is used.
+
+The image's size is the quota: hard on every kernel. The loop device gives the workspace complete IO figures and a
+device of its own to limit. The content is one subvolume, so that one snapshot is one point in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import struct
+import subprocess
+import time
+from fcntl import ioctl
+from pathlib import Path
+
+from fairwater.domain.failure import Permanent, Temporary
+from fairwater.domain.ids import WorkspaceId
+from fairwater.domain.units import GIB, Bytes, format_bytes
+from fairwater.domain.workspaces.run import VolumeState
+from fairwater.node import linux
+from fairwater.ports.volumes import Volume
+
+WORKSPACE_UID = 1000
+"""The workspace's user, as ids stand on disk: counted from 0, moved to the sandbox's own range when mounted there."""
+SPARE_MIN = 2 * GIB
+"""Free space of the node's disk below which no volume is made."""
+QUOTA_MIN = Bytes(256 * 1024**2)
+_SUBVOLUME = "content"
+_BTRFS_IOC_SUBVOL_CREATE = 0x5000940E
+_BTRFS_IOC_RESIZE = 0x50009403
+_RELEASED_WITHIN_S = 3.0
+"""How long the last reference to a file system may take to go after unmounting, before that counts as in use."""
+
+
+class BtrfsVolumes:
+    """Implements `ports.volumes.Volumes` below `folder`, which only root may enter."""
+
+    def __init__(self, folder: Path, sys: Path = Path("/sys")) -> None:
+        self._folder = folder
+        self._sys = sys
+        self._attached: dict[WorkspaceId, str] = {}
+
+    def prepare(self) -> None:
+        for part in (self._folder, self._folder / "images", self._folder / "mounts"):
+            part.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    async def find(self, workspace: WorkspaceId) -> Volume:
+        root = self._root(workspace)
+        if linux.is_mount(root):
+            return Volume(workspace, VolumeState.ATTACHED, root)
+        return Volume(workspace, VolumeState.DETACHED if self._image(workspace).exists() else VolumeState.ABSENT)
+
+    async def create(self, workspace: WorkspaceId, quota: Bytes) -> None:
+        await asyncio.to_thread(self._create, workspace, quota)
+
+    async def attach(self, workspace: WorkspaceId, quota: Bytes) -> Volume:
+        await asyncio.to_thread(self._attach, workspace, quota)
+        volume = await self.find(workspace)
+        if volume.state is not VolumeState.ATTACHED:
+            raise Temporary(f"the volume of {workspace} is not mounted after mounting it", code="volume_detached")
+        return volume
+
+    async def detach(self, workspace: WorkspaceId) -> None:
+        await asyncio.to_thread(self._detach, workspace)
+
+    async def delete(self, workspace: WorkspaceId) -> None:
+        await asyncio.to_thread(self._delete, workspace)
+
+    def _image(self, workspace: WorkspaceId) -> Path:
+        return self._folder / "images" / f"{workspace}.img"
+
+    def _root(self, workspace: WorkspaceId) -> Path:
+        return self._folder / "mounts" / workspace
+
+    def _create(self, workspace: WorkspaceId, quota: Bytes) -> None:
+        image = self._image(workspace)
+        if image.exists():
+            return
+        free = shutil.disk_usage(self._folder).free
+        if free < SPARE_MIN:
+            raise Temporary(
+                f"the node's disk has {format_bytes(free)} left, less than {format_bytes(SPARE_MIN)}: free some space "
+                f"below {self._folder}",
+                code="disk_full",
+                delay_s=10,
+            )
+        aside = image.with_suffix(".new")
+        with open(aside, "wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.truncate(max(quota, QUOTA_MIN))
+        _run("mkfs.btrfs", "--quiet", "--force", "--nodiscard", "--metadata", "single", str(aside))
+        root = self._root(workspace)
+        root.mkdir(mode=0o700, exist_ok=True)
+        with linux.loop_device(aside) as device:
+            linux.mount(device, root, "btrfs", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOATIME)
+        try:
+            self._lay_out(root)
+        finally:
+            linux.umount(root)
+        # Only a volume that is complete gets its name.
+        aside.rename(image)
+
+    @staticmethod
+    def _lay_out(root: Path) -> None:
+        with linux.opened(root) as folder:
+            ioctl(folder, _BTRFS_IOC_SUBVOL_CREATE, _volume_arguments(_SUBVOLUME))
+        content = root / _SUBVOLUME
+        for name in ("workspace", "home"):
+            (content / name).mkdir(mode=0o755)
+            os.chown(content / name, WORKSPACE_UID, WORKSPACE_UID)
+        (content / "state").mkdir(mode=0o700)
+
+    def _attach(self, workspace: WorkspaceId, quota: Bytes) -> None:
+        image, root = self._image(workspace), self._root(workspace)
+        if linux.is_mount(root):
+            return
+        root.mkdir(mode=0o700, exist_ok=True)
+        grow = image.stat().st_size < quota
+        if grow:
+            os.truncate(image, quota)
+        with linux.loop_device(image) as device:
+            flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOATIME
+            try:
+                linux.mount(device, root, "btrfs", flags, f"subvol={_SUBVOLUME},discard=async")
+            except OSError as error:
+                if error.errno == errno.EEXIST:  # the image is attached elsewhere: a sandbox is still letting go of it
+                    raise Temporary(f"the volume of {workspace} is still in use", code="volume_in_use") from error
+                raise Permanent(
+                    f"the volume of {workspace} cannot be mounted ({error.strerror or error}); its image is kept at "
+                    f"{image}",
+                    code="volume_damaged",
+                ) from error
+        self._attached[workspace] = device
+        if grow:
+            with linux.opened(root) as folder:
+                ioctl(folder, _BTRFS_IOC_RESIZE, _volume_arguments("max"))
+
+    def _detach(self, workspace: WorkspaceId) -> None:
+        root = self._root(workspace)
+        if linux.is_mount(root):
+            try:
+                linux.umount(root)
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    raise Temporary(f"the volume of {workspace} is still in use", code="volume_in_use") from error
+                raise
+        device = self._attached.get(workspace) or self._device_of(workspace)
+        deadline = time.monotonic() + _RELEASED_WITHIN_S
+        while device is not None and linux.loop_backing(device, self._sys) == str(self._image(workspace)):
+            if time.monotonic() > deadline:
+                raise Temporary(f"the volume of {workspace} is still held by a process", code="volume_in_use")
+            time.sleep(0.002)
+        self._attached.pop(workspace, None)
+
+    def _device_of(self, workspace: WorkspaceId) -> str | None:
+        image = str(self._image(workspace))
+        for block in (self._sys / "block").glob("loop*"):
+            if linux.loop_backing(block.name, self._sys) == image:
+                return f"/dev/{block.name}"
+        return None
+
+    def _delete(self, workspace: WorkspaceId) -> None:
+        self._detach(workspace)
+        self._image(workspace).unlink(missing_ok=True)
+        self._image(workspace).with_suffix(".new").unlink(missing_ok=True)
+        root = self._root(workspace)
+        if root.exists():
+            root.rmdir()
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(errno.EIO, f"{command[0]}: {done.stderr.strip()[-400:]}")
+
+
+def _volume_arguments(name: str) -> bytearray:
+    """struct btrfs_ioctl_vol_args; mutable, because Python passes only such buffers of more than 1 KiB."""
+    return bytearray(struct.pack("=q4088s", 0, name.encode()))
