@@ -48,21 +48,27 @@ eventfd eventfd2 futex futex_requeue futex_time64 futex_wait futex_waitv futex_w
 pselect6_time64 select _newselect io_cancel io_destroy io_getevents io_pgetevents io_pgetevents_time64 io_setup
 io_submit"""
 _SOCKETS = """accept accept4 bind connect getpeername getsockname getsockopt listen recv recvfrom recvmmsg
-recvmmsg_time64 recvmsg send sendmmsg sendmsg sendto setsockopt shutdown socketcall socketpair"""
+recvmmsg_time64 recvmsg send sendmmsg sendmsg sendto setsockopt shutdown socketpair"""
 _IPC = """ipc mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedreceive_time64 mq_timedsend mq_timedsend_time64
 mq_unlink msgctl msgget msgrcv msgsnd semctl semget semop semtimedop semtimedop_time64 shmat shmctl shmdt shmget"""
 _MACHINE = """getrandom sysinfo modify_ldt set_thread_area get_thread_area lsm_get_self_attr lsm_list_modules sysfs"""
 
-REFUSED = """acct add_key bpf clock_settime clock_settime64 create_module delete_module fanotify_init finit_module
+_REFUSED = """acct add_key bpf clock_settime clock_settime64 create_module delete_module fanotify_init finit_module
 fsconfig fsmount fsopen fspick get_kernel_syms init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl
 kexec_file_load kexec_load keyctl lookup_dcookie mount mount_setattr move_mount move_pages migrate_pages nfsservctl
 open_by_handle_at open_tree open_tree_attr perf_event_open pivot_root query_module quotactl quotactl_fd reboot
 request_key setdomainname sethostname setns settimeofday stime swapoff swapon syslog umount umount2 unshare
-userfaultfd uselib vhangup vm86 vm86old""".split()
+userfaultfd uselib vhangup vm86 vm86old"""
+
+REFUSED = sorted(_REFUSED.split())
 
 ALLOWED = sorted(
     set(" ".join((_FILES, _MEMORY, _PROCESSES, _SIGNALS, _TIME, _WAITING, _SOCKETS, _IPC, _MACHINE)).split())
 )
+
+
+_PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
+"""Those that programs really ask for: native, 32 bits, no address randomisation, and the question what is set."""
 
 
 def profile() -> dict[str, Any]:
@@ -76,21 +82,14 @@ def profile() -> dict[str, Any]:
             {"names": REFUSED, "action": "SCMP_ACT_ERRNO", "errnoRet": EPERM},
             # A new process, but no new namespace. clone3 hides its flags behind a pointer, so it is not there at all
             # and the C library falls back to clone.
-            {
-                "names": ["clone"],
-                "action": "SCMP_ACT_ALLOW",
-                "args": [{"index": 0, "value": _CLONE_NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}],
-            },
+            _allow("clone", 0, "SCMP_CMP_MASKED_EQ", _CLONE_NAMESPACES, 0),
             # vsock reaches the hypervisor's host, past every rule of the network.
-            {
-                "names": ["socket"],
-                "action": "SCMP_ACT_ALLOW",
-                "args": [{"index": 0, "value": _AF_VSOCK, "op": "SCMP_CMP_NE"}],
-            },
-            # Only the personalities that programs really ask for: native, 32 bits, no address randomisation.
-            *(
-                {"names": ["personality"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": value, "op": "SCMP_CMP_EQ"}]}
-                for value in (0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
-            ),
+            _allow("socket", 0, "SCMP_CMP_NE", _AF_VSOCK),
+            *(_allow("personality", 0, "SCMP_CMP_EQ", value) for value in _PERSONALITIES),
         ],
-    }  # fmt: skip
+    }
+
+
+def _allow(name: str, index: int, op: str, value: int, value_two: int = 0) -> dict[str, Any]:
+    argument = {"index": index, "value": value, "valueTwo": value_two, "op": op}
+    return {"names": [name], "action": "SCMP_ACT_ALLOW", "args": [argument]}
