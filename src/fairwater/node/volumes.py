@@ -91,7 +91,9 @@ class BtrfsVolumes:
         with open(aside, "wb") as file:
             os.fchmod(file.fileno(), 0o600)
             file.truncate(max(quota, QUOTA_MIN))
-        _run("mkfs.btrfs", "--quiet", "--force", "--nodiscard", "--metadata", "single", str(aside))
+        # Metadata twice (DUP) begins with a chunk so large that a full volume can still delete and write again; with
+        # "single" it begins with 8 MiB, and a volume once full stays so.
+        _run("mkfs.btrfs", "--quiet", "--force", "--nodiscard", "--metadata", "dup", str(aside))
         root = self._root(workspace)
         root.mkdir(mode=0o700, exist_ok=True)
         with linux.loop_device(aside) as device:

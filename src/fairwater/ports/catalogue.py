@@ -28,12 +28,16 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A workspace with all that people see of it; its environment is left out, for it may hold secrets."""
+    """A workspace with all that people see of it; its environment is left out, for it may hold secrets.
+
+    `organisation` is its name.
+    """
 
     workspace: Workspace
     name: str
     owner: UserId
-    organisation: OrganisationId
+    owner_name: str
+    organisation: str
     context_url: str
     workspace_class: str
     image: str
@@ -74,7 +78,7 @@ class Catalogue(Protocol):
     """Only `owner`'s workspaces are found or listed, everybody's where `owner` is None."""
 
     async def find(self, reference: str, owner: UserId | None, asking: UserId) -> Entry:
-        """By id, by name (`asking`'s own before others'), or by the beginning of an id. Held until the transaction ends.
+        """By id, by name (`asking`'s own first), or by the beginning of an id; held until the transaction ends.
 
         Raises:
             Permanent: `no_such_workspace`, `ambiguous`.

@@ -31,7 +31,7 @@ class Claim:
 
 class IdempotencyKeys(Protocol):
     async def claim(self, user: UserId, key: str, fingerprint: str, now: datetime) -> Claim | None:
-        """Takes the key for this request: None when it was free, else what is kept for it. Forgets keys past their day."""
+        """Takes the key for this request: None when it was free, else what is kept for it. Forgets keys after a day."""
         ...
 
     async def keep(self, user: UserId, key: str, answer: Answer) -> None: ...

@@ -1,0 +1,173 @@
+"""Waiting for a workspace to get somewhere, with what happens shown as it happens.
+
+Follows the server's events and looks at the workspace again after each break of the stream, so that nothing is missed.
+A wait that runs out is `Temporary`: the workspace goes on, and the message says where it stands.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fairwater.cli.output import clean, say
+from fairwater.cli.problem import NotFound, workspace_path
+from fairwater.domain.failure import Permanent, Temporary
+from fairwater.domain.units import format_bytes
+
+if TYPE_CHECKING:
+    from fairwater.cli.client import Client
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """The phases that end a wait: well, or not."""
+
+    reached: frozenset[str]
+    missed: frozenset[str]
+
+
+RUNNING = Goal(frozenset({"running"}), frozenset({"stopped", "failed", "lost", "deleted"}))
+STOPPED = Goal(frozenset({"stopped", "failed", "deleted"}), frozenset({"lost"}))
+DELETED = Goal(frozenset({"deleted"}), frozenset())
+
+
+class Display(Protocol):
+    """Shows a person how far it is."""
+
+    def phase(self, name: str, phase: str, reason: str) -> None: ...
+
+    def progress(self, name: str, progress: dict[str, Any]) -> None: ...
+
+
+class PlainDisplay:
+    """One line for each change, and for each tenth of a long step."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, str] = {}
+
+    def phase(self, name: str, phase: str, reason: str) -> None:
+        self._once(name, f"{name}: {phase}" + (f" ({reason})" if reason else ""))
+
+    def progress(self, name: str, progress: dict[str, Any]) -> None:
+        done, total = progress.get("done") or 0, progress.get("total")
+        if total:
+            self._once(name, f"{name}: {progress.get('step')} {done * 10 // total * 10} %")
+        else:
+            self._once(name, f"{name}: {progress.get('step')}")
+
+    def _once(self, name: str, line: str) -> None:
+        if self._said.get(name) != line:
+            self._said[name] = line
+            say(line)
+
+
+class TerminalDisplay:
+    """A moving line per workspace, with a bar where the end is known."""
+
+    def __init__(self, bars: Any) -> None:
+        self._bars = bars
+        self._tasks: dict[str, Any] = {}
+
+    def phase(self, name: str, phase: str, reason: str) -> None:
+        self._show(name, f"{name}: {phase}" + (f", {reason}" if reason else ""), 0, None)
+
+    def progress(self, name: str, progress: dict[str, Any]) -> None:
+        done, total = int(progress.get("done") or 0), progress.get("total")
+        text = f"{name}: {progress.get('step')}"
+        if progress.get("unit") in {"B", "bytes"} and done:
+            text += f", {format_bytes(done)}"
+        self._show(name, text, done, total)
+
+    def _show(self, name: str, text: str, done: int, total: int | None) -> None:
+        from rich.markup import escape
+
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task("", total=None)
+        self._bars.update(self._tasks[name], description=escape(clean(text)), completed=done, total=total)
+
+
+@contextmanager
+def display() -> Iterator[Display]:
+    """The display that fits: on standard error, so that standard output keeps to the answer."""
+    if not sys.stderr.isatty():
+        yield PlainDisplay()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        yield TerminalDisplay(bars)
+
+
+def wait_for(client: Client, workspace: dict[str, Any], goal: Goal, timeout_s: float, shown: Display) -> dict[str, Any]:
+    """The workspace once it is in one of the goal's phases.
+
+    Raises:
+        Permanent: `missed`: it ended elsewhere; the message says why.
+        Temporary: `still_waiting`: the time is over; the message says what it waits for.
+    """
+    name, path = str(workspace["name"] or workspace["id"]), workspace_path(str(workspace["id"]))
+    ends = time.monotonic() + timeout_s
+    pause_s = 0.1
+    shown.phase(name, str(workspace["phase"]), str(workspace.get("reason") or ""))
+    while True:
+        try:
+            for current in _follow(client, path, name, ends, shown):
+                workspace = current
+                if workspace["phase"] in goal.reached:
+                    return workspace
+                if workspace["phase"] in goal.missed:
+                    why = workspace.get("failure") or workspace.get("reason") or "no reason is known"
+                    raise Permanent(f"{name} is {workspace['phase']}: {why}", code="missed")
+        except NotFound:
+            if "deleted" in goal.reached:
+                return {**workspace, "phase": "deleted"}
+            raise
+        except Temporary:
+            pass  # the stream broke, or was silent: look again, below
+        except Permanent as failure:
+            if failure.code != "server_unreachable":
+                raise
+        left_s = ends - time.monotonic()
+        if left_s <= 0:
+            raise still_waiting(name, workspace)
+        time.sleep(min(pause_s, left_s))
+        pause_s = min(pause_s * 2, 2.0)
+
+
+def still_waiting(name: str, workspace: dict[str, Any]) -> Temporary:
+    progress = workspace.get("progress") or {}
+    step = f"; {progress.get('step')}" if progress.get("step") else ""
+    return Temporary(
+        f"{name} is still {workspace['phase']} ({workspace.get('reason') or 'no reason given'}{step}). It goes on: "
+        f"follow it with fairwater ws events {name} --follow",
+        code="still_waiting",
+    )
+
+
+def _follow(client: Client, path: str, name: str, ends: float, shown: Display) -> Iterator[dict[str, Any]]:
+    """The workspace as it is now, and again at each change of phase, until the stream or the time is over."""
+    silence_s = min(40.0, max(0.05, ends - time.monotonic()))
+    last: dict[str, Any] = {}
+    for event in client.events(f"{path}/events", silence_s=silence_s):
+        if event.kind == "open":
+            last = client.get(path)
+            shown.phase(name, str(last["phase"]), str(last.get("reason") or ""))
+            yield last
+        elif event.kind == "progress":
+            progress = event.data.get("progress")
+            if isinstance(progress, dict):
+                last["progress"] = progress
+                shown.progress(name, progress)
+        elif event.data.get("phase") != last.get("phase") or event.data.get("phase") in {"failed", "stopped"}:
+            # What the event lacks (why a start failed) is read anew.
+            last = client.get(path)
+            shown.phase(name, str(last["phase"]), str(last.get("reason") or ""))
+            yield last
+        if time.monotonic() >= ends:
+            return

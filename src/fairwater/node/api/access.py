@@ -1,0 +1,105 @@
+"""What people and programs do inside a running workspace, on the node itself.
+
+Joins the runs (who is up, under which number), the launcher and the files of the attached volume; decides nothing
+about who may.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from pathlib import Path
+
+from fairwater.domain.failure import Permanent
+from fairwater.domain.ids import RunNumber, WorkspaceId
+from fairwater.domain.workspaces.run import RunState
+from fairwater.loops.run_steps import log_file
+from fairwater.loops.runs import RunKeeper
+from fairwater.node.files import VolumeFiles
+from fairwater.ports.agent import FileEntry
+from fairwater.ports.process import ExecRequest, Process
+from fairwater.ports.sandboxes import Launcher
+from fairwater.ports.volumes import Volumes
+
+_LOG_CHUNK_BYTES = 64 * 1024
+_LOG_POLL_S = 0.2
+
+
+class NodeAccess:
+    """Implements `ports.agent.WorkspaceAccess`; `files_of` makes the files of an attached volume from its root."""
+
+    def __init__(
+        self, runs: RunKeeper, volumes: Volumes, launcher: Launcher, files_of: Callable[[Path], VolumeFiles]
+    ) -> None:
+        self._runs = runs
+        self._volumes = volumes
+        self._launcher = launcher
+        self._files_of = files_of
+
+    async def exec(self, workspace: WorkspaceId, run: RunNumber, request: ExecRequest) -> Process:
+        return await self._launcher.exec(self._runs.sandbox_of(workspace, run), request)
+
+    async def list_folder(self, workspace: WorkspaceId, path: str) -> tuple[FileEntry, ...]:
+        return (await (await self._files(workspace)).list_folder(path)).entries
+
+    async def read_file(self, workspace: WorkspaceId, path: str) -> AsyncIterator[bytes]:
+        chunks = (await self._files(workspace)).read_file(path)
+        # The first chunk is asked for here: a file that cannot be read says so before anybody has begun to answer.
+        first = await anext(chunks, b"")
+        return _rejoined(first, chunks)
+
+    async def write_file(self, workspace: WorkspaceId, path: str, chunks: AsyncIterator[bytes]) -> int:
+        return await (await self._files(workspace)).write_file(path, chunks)
+
+    async def logs(self, workspace: WorkspaceId, run: RunNumber, *, follow: bool = False) -> AsyncIterator[bytes]:
+        root = await self._root(workspace)
+        offset = 0
+        while True:
+            # Looked at before reading: what was printed until the end is then read below.
+            over = not follow or await self._is_over(workspace, run)
+            while chunk := await asyncio.to_thread(_read_log, log_file(root, run), offset):
+                offset += len(chunk)
+                yield chunk
+            if over:
+                return
+            await asyncio.sleep(_LOG_POLL_S)
+
+    async def _is_over(self, workspace: WorkspaceId, run: RunNumber) -> bool:
+        return not any(
+            facts.workspace == workspace and facts.run == run and facts.state is not RunState.ENDED
+            for facts in await self._runs.runs()
+        )
+
+    async def _files(self, workspace: WorkspaceId) -> VolumeFiles:
+        self._runs.sandbox_of(workspace)
+        return self._files_of(await self._root(workspace))
+
+    async def _root(self, workspace: WorkspaceId) -> Path:
+        root = (await self._volumes.find(workspace)).root
+        if root is None:
+            raise Permanent(f"workspace {workspace} is not running: start it first", code="not_running")
+        return root
+
+
+def _read_log(path: Path, offset: int) -> bytes:
+    """A chunk of the log; empty where there is no more. Never held open: the volume must stay free to be detached."""
+    try:
+        log = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+    try:
+        return os.pread(log, _LOG_CHUNK_BYTES, offset)
+    finally:
+        os.close(log)
+
+
+async def _rejoined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        if first:
+            yield first
+        async for chunk in rest:
+            yield chunk
+    finally:
+        if isinstance(rest, AsyncGenerator):
+            await rest.aclose()

@@ -1,0 +1,170 @@
+/* How PID 1 begins a command: a fork that gives up every privilege it does not need, and says where it failed.
+ *
+ * What can block (changing the folder, opening the program) happens in the child: PID 1 only waits in poll for the
+ * end of a pipe that the exec closes. */
+#ifndef FAIRWATER_SPAWN_H
+#define FAIRWATER_SPAWN_H
+
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/capability.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include "protocol.h"
+
+/* A failure on the way to the command's first instruction. `error` 0 means none. */
+struct outcome {
+    int32_t error;
+    uint32_t where;
+};
+
+struct spawned {
+    pid_t pid;
+    int outcome; /* the pipe: an `outcome`, or its end when the program was executed */
+    int master;  /* of the terminal, or -1 */
+};
+
+static int pts_folder = -1, dev_folder = -1; /* opened before any foreign process runs */
+
+static void close_descriptor(int *descriptor) {
+    if (*descriptor >= 0)
+        close(*descriptor);
+    *descriptor = -1;
+}
+
+static bool is_ptmx(int descriptor) {
+    struct stat status;
+    return !fstat(descriptor, &status) && S_ISCHR(status.st_mode) && status.st_rdev == makedev(5, 2);
+}
+
+/* Opens a terminal of the container's own devpts; 0 or an errno.
+ * devpts has a `ptmx` that nobody can replace. /dev/ptmx could be replaced by root in the container, so it is
+ * opened without waiting (it may be a FIFO) and looked at before it is used. The other side is had by ioctl: no path. */
+static int open_terminal(const struct command *command, int *master, int *slave) {
+    int flags = O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK, unlocked = 0;
+    struct winsize size = {.ws_row = command->rows, .ws_col = command->columns};
+    *master = openat(pts_folder, "ptmx", flags);
+    if (*master < 0)
+        *master = openat(dev_folder, "ptmx", flags);
+    if (*master < 0)
+        return errno;
+    int error = is_ptmx(*master) ? 0 : ENODEV;
+    if (!error && (ioctl(*master, TIOCSPTLCK, &unlocked) || ioctl(*master, TIOCSWINSZ, &size)))
+        error = errno;
+    if (!error && (*slave = ioctl(*master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC)) < 0)
+        error = errno;
+    if (error)
+        close_descriptor(master);
+    return error;
+}
+
+/* In the child. With the memory limit reached, the kernel should take a command before it takes PID 1. */
+static void offer_to_oom_killer(void) {
+    int file = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (file >= 0) {
+        ssize_t written = write(file, "300", 3);
+        (void)written; /* refused where the score is higher already */
+        close(file);
+    }
+}
+
+/* In the child: stdin, stdout and stderr, and nothing else across the exec; 0 or an errno. */
+static int take_streams(const struct command *command, const int streams[STREAMS], int slave) {
+    if (command->terminal && command->uid && fchown(slave, command->uid, (gid_t)-1))
+        return errno; /* else `tmux` and `> /dev/tty`'s real name would fail */
+    if (command->terminal && ioctl(slave, TIOCSCTTY, 0))
+        return errno;
+    for (int i = 0; i < STREAMS; i++)
+        if (dup2(command->terminal ? slave : streams[i], i) < 0)
+            return errno;
+    /* All were opened close-on-exec; this is for one that was forgotten. Not every kernel has it. */
+    syscall(SYS_close_range, 3, ~0U, 1U << 2 /* CLOSE_RANGE_CLOEXEC */);
+    return 0;
+}
+
+/* In the child: becomes the user, and checks that it did; 0 or an errno. */
+static int become_user(const struct command *command) {
+    uid_t uids[3];
+    gid_t gids[3];
+    if (setgroups(command->group_count, command->groups) ||
+        setresgid(command->gid, command->gid, command->gid) || setresuid(command->uid, command->uid, command->uid) ||
+        getresuid(&uids[0], &uids[1], &uids[2]) || getresgid(&gids[0], &gids[1], &gids[2]))
+        return errno;
+    for (int i = 0; i < 3; i++)
+        if (uids[i] != command->uid || gids[i] != command->gid)
+            return EPERM;
+    if (getgroups(0, NULL) != (int)command->group_count)
+        return EPERM;
+    if (command->uid) { /* what setresuid has cleared, and the inheritable set, which it has not */
+        struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+        struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {{0}};
+        if (syscall(SYS_capset, &header, none))
+            return errno;
+    }
+    return 0;
+}
+
+static _Noreturn void run_command(struct command *command, const int streams[STREAMS], int slave, int report) {
+    struct outcome outcome = {.where = AT_TERMINAL};
+    sigset_t none;
+    sigemptyset(&none);
+    setsid();
+    offer_to_oom_killer();
+    outcome.error = take_streams(command, streams, slave);
+    if (!outcome.error) {
+        outcome.where = AT_USER;
+        outcome.error = become_user(command);
+    }
+    if (!outcome.error) { /* as the user: whether the folder may be entered is the user's matter */
+        outcome.where = AT_CHDIR;
+        outcome.error = chdir(command->folder) ? errno : 0;
+    }
+    if (!outcome.error) {
+        sigprocmask(SIG_SETMASK, &none, NULL);
+        environ = command->variables; /* execvpe searches the PATH of this one */
+        execvpe(command->arguments[0], command->arguments, command->variables);
+        outcome.where = AT_EXEC;
+        outcome.error = errno;
+    }
+    ssize_t written = write(report, &outcome, sizeof outcome);
+    (void)written;
+    _exit(127);
+}
+
+/* Begins a command. `streams` stay open and are the caller's. */
+static struct outcome spawn(struct command *command, const int streams[STREAMS], struct spawned *spawned) {
+    struct outcome outcome = {.where = AT_TERMINAL};
+    int slave = -1, ends[2];
+    spawned->pid = 0;
+    spawned->master = spawned->outcome = -1;
+    if (command->terminal)
+        outcome.error = open_terminal(command, &spawned->master, &slave);
+    if (outcome.error)
+        return outcome;
+    outcome.where = AT_FORK;
+    if (pipe2(ends, O_CLOEXEC | O_NONBLOCK)) {
+        outcome.error = errno;
+    } else {
+        pid_t pid = fork();
+        if (pid == 0)
+            run_command(command, streams, slave, ends[1]);
+        outcome.error = pid < 0 ? errno : 0;
+        close(ends[1]);
+        if (pid < 0)
+            close(ends[0]);
+        else
+            *spawned = (struct spawned){.pid = pid, .outcome = ends[0], .master = spawned->master};
+    }
+    close_descriptor(&slave);
+    if (outcome.error)
+        close_descriptor(&spawned->master);
+    return outcome;
+}
+
+#endif

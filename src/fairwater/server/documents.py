@@ -1,0 +1,106 @@
+"""The objects that the API answers with. Field names are part of the agreement with scripts: they stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, TypeVar
+
+from fairwater.domain.workspaces.run import Progress
+from fairwater.ports.accounts import Account, Organisation, Page, Token
+from fairwater.ports.agent import Fact, FileEntry
+from fairwater.ports.catalogue import Entry, HistoryLine
+from fairwater.server.options import ServerOptions
+
+T = TypeVar("T")
+
+
+def moment(at: datetime) -> str:
+    """RFC 3339 in UTC, with milliseconds: `2022-04-11T08:00:00.000Z`."""
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def progress_document(progress: Progress | None) -> dict[str, Any] | None:
+    if progress is None:
+        return None
+    return {"step": progress.step, "done": progress.done, "total": progress.total, "unit": progress.unit}
+
+
+def workspace_document(entry: Entry, options: ServerOptions) -> dict[str, Any]:
+    workspace, deadline = entry.workspace, entry.deadline
+    return {
+        "id": workspace.id,
+        "name": entry.name,
+        "phase": workspace.phase.value,
+        "reason": workspace.reason,
+        "since": moment(workspace.since),
+        "created_at": moment(entry.created_at),
+        "url": options.workspace_url(workspace.id),
+        "context_url": entry.context_url,
+        "class": entry.workspace_class,
+        "image": entry.image,
+        "cluster": options.cluster,
+        "owner": entry.owner_name,
+        "organisation": entry.organisation,
+        "run": workspace.run,
+        "progress": progress_document(entry.progress),
+        "failure": workspace.failure,
+        "deadline": {"kind": deadline.kind.value, "at": moment(deadline.at)} if deadline else None,
+        "command": list(entry.command) if entry.command is not None else None,
+        "snapshot_age_s": None,
+    }
+
+
+def history_document(line: HistoryLine) -> dict[str, Any]:
+    return {
+        "sequence": line.sequence,
+        "workspace": line.workspace,
+        "event": line.event.value,
+        "phase": line.phase.value,
+        "reason": line.reason,
+        "run": line.run,
+        "at": moment(line.at),
+    }
+
+
+def organisation_document(organisation: Organisation) -> dict[str, Any]:
+    return {"id": organisation.id, "name": organisation.name, "created_at": moment(organisation.created_at)}
+
+
+def account_document(account: Account) -> dict[str, Any]:
+    return {
+        "id": account.id,
+        "name": account.name,
+        "role": account.role.value,
+        "blocked": account.blocked,
+        "created_at": moment(account.created_at),
+        "organisations": [organisation.name for organisation in account.organisations],
+    }
+
+
+def token_document(token: Token) -> dict[str, Any]:
+    return {
+        "id": token.id,
+        "name": token.name,
+        "user": token.user,
+        "created_at": moment(token.created_at),
+        "expires_at": moment(token.expires_at) if token.expires_at else None,
+    }
+
+
+def file_document(entry: FileEntry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "kind": entry.kind,
+        "size": entry.size,
+        "mode": entry.mode,
+        "modified_at": entry.modified_at,
+    }
+
+
+def fact_document(fact: Fact) -> dict[str, Any]:
+    return {"name": fact.name, "level": fact.level, "value": fact.value, "cost": fact.cost, "remedy": fact.remedy}
+
+
+def page_document(page: Page[T], document: Callable[[T], dict[str, Any]]) -> dict[str, Any]:
+    return {"items": [document(item) for item in page.items], "next": page.next}

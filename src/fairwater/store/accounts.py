@@ -1,0 +1,128 @@
+"""Accounts, organisations and allowances in the database, within one transaction: see `ports/accounts.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from secrets import token_hex
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from fairwater.domain.failure import Permanent
+from fairwater.domain.ids import OrganisationId, UserId
+from fairwater.domain.workspaces.workspace import ACTIVE
+from fairwater.ports.accounts import Account, Allowance, Organisation, Page, Role
+from fairwater.store.cursors import read_cursor, write_cursor
+from fairwater.store.schema import MembershipRow, OrganisationRow, UserRow, WorkspaceRow
+
+_ID_BYTES = 8
+_ACTIVE = tuple(sorted(phase.value for phase in ACTIVE))
+_ALLOWANCE = select(
+    UserRow.blocked,
+    UserRow.start_arrival,
+    select(func.count())
+    .select_from(WorkspaceRow)
+    .where(WorkspaceRow.owner_id == UserRow.id, WorkspaceRow.phase.in_(_ACTIVE))
+    .scalar_subquery()
+    .label("active"),
+).with_for_update(of=UserRow)
+
+
+class SqlAccounts:
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def named(self, name: str) -> Account | None:
+        return await self._one(UserRow.name == name)
+
+    async def find(self, user: UserId) -> Account | None:
+        return await self._one(UserRow.id == user)
+
+    async def page(self, limit: int, cursor: str | None) -> Page[Account]:
+        query = select(UserRow.__table__).order_by(UserRow.name).limit(limit + 1)
+        if cursor is not None:
+            query = query.where(UserRow.name > read_cursor(cursor, 1)[0])
+        rows = (await self._connection.execute(query)).all()
+        accounts = await self._with_organisations(rows[:limit])
+        return Page(accounts, write_cursor(accounts[-1].name) if len(rows) > limit else None)
+
+    async def add(self, name: str, role: Role, organisation: str, now: datetime) -> Account:
+        joined = await self._organisation(organisation, now)
+        user = UserId("u" + token_hex(_ID_BYTES))
+        try:
+            await self._connection.execute(
+                insert(UserRow).values(id=user, name=name, role=role.value, blocked=False, created_at=now)
+            )
+        except IntegrityError:
+            raise Permanent(f"there is an account named '{name}' already", code="name_taken") from None
+        await self._connection.execute(
+            insert(MembershipRow).values(user_id=user, organisation_id=joined.id, joined_at=now)
+        )
+        return Account(user, name, role, False, now, (joined,))
+
+    async def change(self, user: UserId, role: Role | None, blocked: bool | None) -> Account | None:
+        values = {"role": role.value if role else None, "blocked": blocked}
+        given = {name: value for name, value in values.items() if value is not None}
+        if given:
+            await self._connection.execute(update(UserRow).where(UserRow.id == user).values(given))
+        return await self.find(user)
+
+    async def allowance(self, user: UserId) -> Allowance | None:
+        row = (await self._connection.execute(_ALLOWANCE.where(UserRow.id == user))).first()
+        return None if row is None else Allowance(row.blocked, row.start_arrival, row.active)
+
+    async def spend(self, user: UserId, arrival: datetime) -> None:
+        await self._connection.execute(update(UserRow).where(UserRow.id == user).values(start_arrival=arrival))
+
+    async def _one(self, condition: Any) -> Account | None:
+        rows = (await self._connection.execute(select(UserRow.__table__).where(condition))).all()
+        accounts = await self._with_organisations(rows)
+        return accounts[0] if accounts else None
+
+    async def _with_organisations(self, rows: Sequence[Any]) -> tuple[Account, ...]:
+        found: dict[str, list[Organisation]] = {row.id: [] for row in rows}
+        memberships = await self._connection.execute(
+            select(MembershipRow.user_id, OrganisationRow.__table__)
+            .join(OrganisationRow, OrganisationRow.id == MembershipRow.organisation_id)
+            .where(MembershipRow.user_id.in_(found))
+            .order_by(MembershipRow.joined_at, OrganisationRow.name)
+        )
+        for row in memberships:
+            found[row.user_id].append(organisation_of(row))
+        return tuple(
+            Account(UserId(row.id), row.name, Role(row.role), row.blocked, row.created_at, tuple(found[row.id]))
+            for row in rows
+        )
+
+    async def _organisation(self, name: str, now: datetime) -> Organisation:
+        query = select(OrganisationRow.__table__).where(OrganisationRow.name == name)
+        row = (await self._connection.execute(query)).first()
+        if row is not None:
+            return organisation_of(row)
+        made = Organisation(OrganisationId("o" + token_hex(_ID_BYTES)), name, now)
+        await self._connection.execute(insert(OrganisationRow).values(id=made.id, name=name, created_at=now))
+        return made
+
+
+class SqlOrganisations:
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def page(self, limit: int, cursor: str | None, member: UserId | None) -> Page[Organisation]:
+        query = select(OrganisationRow.__table__).order_by(OrganisationRow.name).limit(limit + 1)
+        if cursor is not None:
+            query = query.where(OrganisationRow.name > read_cursor(cursor, 1)[0])
+        if member is not None:
+            query = query.join(MembershipRow, MembershipRow.organisation_id == OrganisationRow.id).where(
+                MembershipRow.user_id == member
+            )
+        rows = (await self._connection.execute(query)).all()
+        items = tuple(organisation_of(row) for row in rows[:limit])
+        return Page(items, write_cursor(items[-1].name) if len(rows) > limit else None)
+
+
+def organisation_of(row: Any) -> Organisation:
+    return Organisation(OrganisationId(row.id), row.name, row.created_at)

@@ -1,0 +1,156 @@
+"""Writes one step of a workspace's life: the row, its deadline and a line of its history, in the caller's transaction.
+
+What the step leads to is the domain's table; this module only reads and writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from fairwater.domain.ids import RunNumber, UserId, WorkspaceId
+from fairwater.domain.workspaces.deadlines import Deadline, DeadlineKind, DeadlinePolicy, deadline_on_entering
+from fairwater.domain.workspaces.workspace import (
+    Change,
+    Event,
+    Phase,
+    TransitionRejected,
+    Workspace,
+    transition,
+)
+from fairwater.ports.catalogue import Committed
+from fairwater.store.schema import DeadlineRow, HistoryRow, WorkspaceRow
+
+WITH_DEADLINE = select(
+    WorkspaceRow.__table__, DeadlineRow.kind.label("deadline_kind"), DeadlineRow.at.label("deadline_at")
+).outerjoin(DeadlineRow, DeadlineRow.workspace_id == WorkspaceRow.id)
+"""All that decisions need of a workspace in one row: what `held` reads."""
+
+_HISTORY_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A workspace as read in this transaction. Its history is left unread until somebody asks for it."""
+
+    workspace: Workspace
+    deadline: Deadline | None
+    owner: UserId
+    workspace_class: str
+    asked_at: datetime | None = None
+
+
+def held(row: Any) -> Held:
+    """From a row of `WITH_DEADLINE`."""
+    workspace = Workspace(
+        id=WorkspaceId(row.id),
+        phase=Phase(row.phase),
+        reason=row.reason,
+        since=row.since,
+        run=RunNumber(row.run),
+        failure=row.failure,
+        doomed=row.doomed,
+    )
+    deadline = Deadline(DeadlineKind(row.deadline_kind), row.deadline_at) if row.deadline_kind else None
+    return Held(workspace, deadline, UserId(row.owner_id), row.workspace_class, row.asked_at)
+
+
+async def advance(
+    connection: AsyncConnection,
+    now_held: Held,
+    event: Event,
+    reason: str,
+    now: datetime,
+    policy: DeadlinePolicy,
+    committed: Callable[[Committed], None],
+    *,
+    force: bool = False,
+) -> Held:
+    """Applies `event`, tells `committed` what is to be told after the commit, and returns the workspace as it is then.
+
+    Raises:
+        TransitionRejected: with the workspace's history.
+    """
+    before = now_held.workspace
+    try:
+        after = transition(before, event, reason, now)
+    except TransitionRejected:
+        history = await _history(connection, before.id)
+        raise TransitionRejected(replace(before, history=history), event) from None
+    deadline = now_held.deadline
+    if after.phase is not before.phase:
+        deadline = deadline_on_entering(after.phase, deadline, now, policy)
+    if force and after.phase is Phase.STOPPING:
+        # What is overdue is killed: a forced stop is one whose time is up at once.
+        deadline = Deadline(DeadlineKind.STOPPING, min(now, deadline.at) if deadline else now)
+    if deadline != now_held.deadline:
+        await _write_deadline(connection, before.id, now_held.deadline, deadline)
+    asked_at = now if after.run != before.run else now_held.asked_at
+    if after is not before:
+        await _write_workspace(connection, now_held.owner, after, event, reason, asked_at, now)
+        committed(Committed(before.phase, after, event, after.reason, now_held.workspace_class, asked_at, now))
+    return replace(now_held, workspace=replace(after, history=()), deadline=deadline, asked_at=asked_at)
+
+
+async def _write_workspace(
+    connection: AsyncConnection,
+    owner: UserId,
+    after: Workspace,
+    event: Event,
+    reason: str,
+    asked_at: datetime | None,
+    now: datetime,
+) -> None:
+    await connection.execute(
+        update(WorkspaceRow)
+        .where(WorkspaceRow.id == after.id)
+        .values(
+            phase=after.phase.value,
+            reason=after.reason,
+            since=after.since,
+            run=after.run,
+            failure=after.failure,
+            doomed=after.doomed,
+            asked_at=asked_at,
+        )
+    )
+    last = after.history[-1] if after.history else Change(event, after.phase, reason, now)
+    await connection.execute(
+        insert(HistoryRow).values(
+            workspace_id=after.id,
+            owner_id=owner,
+            event=event.value,
+            phase=after.phase.value,
+            reason=last.reason,
+            run=after.run,
+            at=now,
+        )
+    )
+
+
+async def _write_deadline(
+    connection: AsyncConnection, workspace: WorkspaceId, before: Deadline | None, after: Deadline | None
+) -> None:
+    if after is None:
+        await connection.execute(delete(DeadlineRow).where(DeadlineRow.workspace_id == workspace))
+    elif before is None:
+        await connection.execute(insert(DeadlineRow).values(workspace_id=workspace, kind=after.kind.value, at=after.at))
+    else:
+        await connection.execute(
+            update(DeadlineRow).where(DeadlineRow.workspace_id == workspace).values(kind=after.kind.value, at=after.at)
+        )
+
+
+async def _history(connection: AsyncConnection, workspace: WorkspaceId) -> tuple[Change, ...]:
+    rows = await connection.execute(
+        select(HistoryRow.event, HistoryRow.phase, HistoryRow.reason, HistoryRow.at)
+        .where(HistoryRow.workspace_id == workspace)
+        .order_by(HistoryRow.sequence.desc())
+        .limit(_HISTORY_SHOWN)
+    )
+    return tuple(Change(Event(row.event), Phase(row.phase), row.reason, row.at) for row in reversed(rows.all()))

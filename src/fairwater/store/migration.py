@@ -1,0 +1,57 @@
+"""Brings a database's tables to what this version of Fairwater knows. Decides nothing about the tables themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+from sqlalchemy.exc import DatabaseError
+
+from fairwater.domain.failure import Permanent
+from fairwater.store.engine import open_engine
+
+_SCRIPTS = Path(__file__).parent / "migrations"
+
+
+async def upgrade(url: str) -> str:
+    """Upgrades the database in one transaction, so that two servers starting at once do it once; returns its revision.
+
+    Raises:
+        Permanent: `newer_database`, when a newer Fairwater has written it; `not_a_database`; those of `open_engine`.
+    """
+    engine = open_engine(url)
+    try:
+        async with engine.begin() as connection:
+            return await connection.run_sync(_upgrade)
+    except DatabaseError as error:
+        if "file is not a database" in str(error.orig):
+            raise Permanent(
+                f"{engine.url.database} is not a database; move it away or name another", code="not_a_database"
+            ) from None
+        raise
+    finally:
+        await engine.dispose()
+
+
+def _upgrade(connection: Connection) -> str:
+    config = Config()
+    config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    scripts = ScriptDirectory.from_config(config)
+    known = {revision.revision for revision in scripts.walk_revisions()}
+    head = scripts.get_current_head()
+    assert head is not None
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is not None and current not in known:
+        raise Permanent(
+            f"the database has revision {current}, which this version does not know (its newest is {head}): "
+            "a newer Fairwater has written it. Install that version again, or restore a backup made before it",
+            code="newer_database",
+        )
+    if current != head:
+        command.upgrade(config, "head")
+    return head

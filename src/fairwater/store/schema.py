@@ -1,0 +1,163 @@
+"""The tables. Knows portable column types only, so that SQLite and PostgreSQL hold the same; times are UTC.
+
+Who changes a table here writes a migration beside it (`migrations/versions`); a test compares the two.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, Boolean, DateTime, Dialect, ForeignKey, Index, Integer, MetaData, String, Text, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment in UTC, with its zone on the Python side. SQLite keeps no zone; a naive value is refused."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone")
+        moment = value.astimezone(UTC)
+        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=value.tzinfo or UTC).astimezone(UTC)
+
+
+class Row(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map = {datetime: UtcDateTime}  # noqa: RUF012 - SQLAlchemy's own way to declare it
+
+
+class OrganisationRow(Row):
+    __tablename__ = "organisations"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), unique=True)
+    created_at: Mapped[datetime]
+
+
+class UserRow(Row):
+    """`start_arrival` is the theoretical arrival time of the limit on starts."""
+
+    __tablename__ = "users"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), unique=True)
+    role: Mapped[str] = mapped_column(String(16))
+    blocked: Mapped[bool] = mapped_column(Boolean)
+    start_arrival: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+
+
+class MembershipRow(Row):
+    __tablename__ = "memberships"
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    organisation_id: Mapped[str] = mapped_column(ForeignKey("organisations.id", ondelete="CASCADE"), primary_key=True)
+    joined_at: Mapped[datetime]
+    __table_args__ = (Index(None, "organisation_id"),)
+
+
+class TokenRow(Row):
+    __tablename__ = "tokens"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str] = mapped_column(String(63))
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+
+
+class LoginCodeRow(Row):
+    __tablename__ = "login_codes"
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class IdempotencyRow(Row):
+    """`status` is null while the request that brought the key is under way."""
+
+    __tablename__ = "idempotency_keys"
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    status: Mapped[int | None]
+    body: Mapped[str | None] = mapped_column(Text)
+    location: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class WorkspaceRow(Row):
+    """`asked_at` is when the current run was asked for; `cleared_at`, when nothing was left of a deleted workspace."""
+
+    __tablename__ = "workspaces"
+    id: Mapped[str] = mapped_column(String(12), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63))
+    owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"))
+    organisation_id: Mapped[str] = mapped_column(ForeignKey("organisations.id"))
+    context_url: Mapped[str] = mapped_column(Text)
+    workspace_class: Mapped[str] = mapped_column(String(63))
+    image: Mapped[str] = mapped_column(String(255))
+    command: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    environment: Mapped[list[Any]] = mapped_column(JSON)
+    local_allowed: Mapped[bool] = mapped_column(Boolean)
+    phase: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(Text)
+    since: Mapped[datetime]
+    run: Mapped[int]
+    failure: Mapped[str | None] = mapped_column(Text)
+    doomed: Mapped[bool] = mapped_column(Boolean)
+    created_at: Mapped[datetime]
+    asked_at: Mapped[datetime | None]
+    cleared_at: Mapped[datetime | None]
+    __table_args__ = (
+        Index(None, "owner_id", "created_at", "id"),
+        Index(None, "phase", "cleared_at"),
+        Index(
+            "uq_workspaces_owner_id_name",
+            "owner_id",
+            "name",
+            unique=True,
+            sqlite_where=text("phase <> 'deleted'"),
+            postgresql_where=text("phase <> 'deleted'"),
+        ),
+    )
+
+
+class DeadlineRow(Row):
+    __tablename__ = "deadlines"
+    workspace_id: Mapped[str] = mapped_column(ForeignKey("workspaces.id", ondelete="CASCADE"), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    at: Mapped[datetime] = mapped_column(index=True)
+
+
+class HistoryRow(Row):
+    """What happened to workspaces, in the order of `sequence`; with the owner, so that a stream needs no join."""
+
+    __tablename__ = "history"
+    sequence: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    workspace_id: Mapped[str] = mapped_column(ForeignKey("workspaces.id", ondelete="CASCADE"))
+    owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"))
+    event: Mapped[str] = mapped_column(String(16))
+    phase: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(Text)
+    run: Mapped[int]
+    at: Mapped[datetime]
+    __table_args__ = (
+        Index(None, "workspace_id", "sequence"),
+        Index(None, "owner_id", "sequence"),
+        {"sqlite_autoincrement": True},
+    )

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fairwater.cli.output import age, clean
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Run, Served, Spawn, World
+
+
+def test_create_waits_and_shows_how_far_it_is(ws: Run, world: World) -> None:
+    world.progress = [{"step": "cloning", "done": done, "total": 100, "unit": "%"} for done in (5, 42, 44)]
+    result = ws("create", "https://example.org/org/repo", "--name", "first", "--wait")
+    assert result.exit_code == 0
+    assert "first: initializing" in result.stderr
+    assert result.stderr.count("cloning 40 %") == 1
+    assert result.stdout.split()[-1] == "running"
+    assert "fairwater ws exec first -- bash -l" in result.stderr
+
+
+def test_json_is_one_object_and_nothing_else_on_standard_output(ws: Run, world: World) -> None:
+    result = ws("create", "https://example.org/org/repo", "--wait", "--json")
+    assert json.loads(result.stdout)["phase"] == "running"
+
+
+def test_create_hands_on_what_is_asked_for(ws: Run, world: World, tmp_path: Path) -> None:
+    (tmp_path / "my repo").mkdir()
+    options = ("--class", "xl", "--env", "A=b=c", "--command", "make 'all of it'", "--no-start")
+    assert ws("create", str(tmp_path / "my repo"), *options).exit_code == 0
+    assert world.requests[0][2] == {
+        "context_url": f"file://{tmp_path}/my%20repo", "class": "xl", "image": "host", "environment": {"A": "b=c"},
+        "command": ["make", "all of it"], "start": False,
+    }  # fmt: skip
+
+
+def test_a_start_that_fails_says_why_with_exit_code_1(ws: Run, world: World) -> None:
+    world.after_start = ("creating", "stopping", "failed")
+    result = ws("create", "https://example.org/org/repo#nope", "--wait")
+    assert result.exit_code == 1
+    assert "failed: there is no branch 'nope'" in result.stderr
+
+
+def test_a_wait_that_runs_out_has_exit_code_3_and_says_what_it_waits_for(ws: Run, world: World) -> None:
+    world.after_start = ("creating",)
+    result = ws("create", "https://example.org/org/repo", "--wait", "--timeout", "400ms")
+    assert result.exit_code == 3
+    assert "repo is still creating (made up)" in result.stderr
+
+
+def test_list_follows_every_page(ws: Run, world: World) -> None:
+    for number in range(5):
+        world.add(f"name-{number}")
+    assert len(json.loads(ws("list", "--json").stdout)) == 5
+    lines = ws("list").stdout.splitlines()
+    assert lines[0].startswith("NAME")
+    assert len(lines) == 6
+
+
+def test_an_empty_list_is_an_empty_array_and_says_how_to_create_one(ws: Run) -> None:
+    assert json.loads(ws("list", "--json").stdout) == []
+    assert "fairwater ws create GIT_URL" in ws("list").stderr
+
+
+def test_a_workspace_is_found_by_name_and_by_prefix_and_an_ambiguous_prefix_is_refused(ws: Run, world: World) -> None:
+    world.add("one", id="abcdefghijkm")
+    world.add("two", id="abcxxxxxxxxx")
+    assert json.loads(ws("show", "one", "--json").stdout)["id"] == "abcdefghijkm"
+    assert json.loads(ws("show", "abcd", "--json").stdout)["name"] == "one"
+    result = ws("show", "abc")
+    assert result.exit_code == 1
+    assert "write more of it" in result.stderr
+
+
+def test_a_name_cannot_leave_its_place_in_the_path(ws: Run, world: World) -> None:
+    assert ws("show", "../me").exit_code == 1
+
+
+def test_stop_and_start_wait_until_it_is_so(ws: Run, world: World) -> None:
+    world.add("one")
+    assert ws("stop", "one", "--wait", "--force").stdout.split()[-1] == "stopped"
+    assert world.requests[0][2] == {"force": True}
+    assert ws("start", "one", "--wait").stdout.split()[-1] == "running"
+
+
+def test_delete_asks_first_and_without_anybody_to_ask_it_wants_yes(ws: Run, world: World) -> None:
+    world.add("one")
+    result = ws("delete", "one")
+    assert (result.exit_code, len(world.workspaces)) == (2, 1)
+    assert "--yes" in result.stderr
+    assert ws("delete", "one", "--yes", "--wait").exit_code == 0
+    assert not world.workspaces
+
+
+def test_logs_come_as_they_are(ws: Run, world: World) -> None:
+    world.add("one")
+    assert ws("logs", "one").stdout_bytes == b"cloned\n\x1b[1mready\x1b[0m\n"
+
+
+def test_events_without_follow_end_by_themselves(ws: Run, world: World) -> None:
+    world.add("one")
+    world.events = [{"event": "start", "phase": "pending", "reason": "asked", "run": 1, "at": "2026-01-01T00:00:00Z"}]
+    assert json.loads(ws("events", "one", "--json").stdout)[0]["phase"] == "pending"
+    assert "pending  asked" in ws("events", "one").stdout
+
+
+def test_files_go_in_and_out(ws: Run, world: World, tmp_path: Path) -> None:
+    world.add("one")
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"\x00" * 300_000)
+    assert ws("files", "put", "one", str(source), "repo/a b#?.bin").exit_code == 2  # options come after the verb
+    assert world.files == {}
+    assert target.exists() is False
+
+
+@pytest.fixture
+def files(run: Run, served: Served) -> Run:
+    return lambda verb, *arguments: run("ws", "files", verb, "--data-dir", str(served.data_dir), *arguments)
+
+
+def test_a_file_goes_in_and_comes_out_the_same_whatever_its_name(files: Run, world: World, tmp_path: Path) -> None:
+    world.add("one")
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(bytes(range(256)) * 3000)
+    assert files("put", "one", str(source), "repo/a b#?.bin").exit_code == 0
+    assert list(world.files) == ["/workspace/repo/a b#?.bin"]
+    assert files("get", "one", "/workspace/repo/a b#?.bin", str(target)).exit_code == 0
+    assert target.read_bytes() == source.read_bytes()
+    assert files("get", "one", "repo/a b#?.bin", "-").stdout_bytes == source.read_bytes()
+    assert "0644  file  750 KiB" in files("ls", "one", "repo").stdout
+
+
+def test_a_file_that_is_not_there_leaves_nothing_behind(files: Run, world: World, tmp_path: Path) -> None:
+    world.add("one")
+    result = files("get", "one", "nope", str(tmp_path / "target"))
+    assert (result.exit_code, "is not there" in result.stderr) == (1, True)
+    assert not list(tmp_path.glob("*target*"))
+
+
+def test_a_folder_is_not_fetched_as_a_file(files: Run, world: World, tmp_path: Path) -> None:
+    world.add("one")
+    world.files["/workspace/repo/x"] = b"x"
+    result = files("get", "one", "repo", str(tmp_path / "target"))
+    assert (result.exit_code, "is a folder" in result.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("problem", "exit_code", "said"),
+    [
+        ((429, {"detail": "too many starts: try again in 7 s", "code": "rate_limited"}), 3, "not now: too many starts"),
+        ((503, {"detail": "the node is away", "code": "x", "retry_after_s": 2}), 3, "not now: the node is away"),
+        ((409, {"detail": "16 are active", "code": "too_many_workspaces"}), 1, "error: 16 are active"),
+        ((403, {"detail": "you are blocked", "code": "blocked"}), 1, "error: you are blocked"),
+        (
+            (422, {"title": "Bad", "errors": [{"loc": ["body", "class"], "msg": "no such class"}]}),
+            1,
+            "class: no such class",
+        ),
+        ((500, {}), 1, "the server answered 500"),
+    ],
+)
+def test_a_problem_is_said_in_plain_words_with_its_exit_code(
+    ws: Run, world: World, problem: tuple[int, dict[str, object]], exit_code: int, said: str
+) -> None:
+    world.problem = problem
+    result = ws("create", "https://example.org/org/repo")
+    assert result.exit_code == exit_code
+    assert said in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_server_that_is_away_is_said_with_how_to_start_it(run: Run, tmp_path: Path) -> None:
+    result = run("ws", "list", "--data-dir", str(tmp_path))
+    assert result.exit_code == 1
+    assert "no Fairwater runs on this machine" in result.stderr
+    assert "fairwater up" in result.stderr
+    assert "Connection refused" in run("ws", "list", "--server", "http://127.0.0.1:9").stderr
+
+
+def test_what_the_server_says_cannot_move_the_cursor(ws: Run, world: World) -> None:
+    world.add("evil", reason="\x1b[2Jgone\x9b2J")
+    assert "\x1b" not in ws("show", "evil").stdout
+    assert clean("a\x1b]0;x\x07\u202eb") == "a\ufffd]0;x\ufffd\ufffdb"
+
+
+def test_ages_are_short() -> None:
+    from datetime import UTC, datetime
+
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    assert [age(at, now) for at in ("2026-01-01T23:59:50Z", "2026-01-01T23:00:00+00:00", "2025-12-30T00:00:00", "x")] == [
+        "10s", "1h", "3d", "-",
+    ]  # fmt: skip
+
+
+def test_ctrl_c_while_waiting_leaves_the_workspace_alone(spawn: Spawn, served: Served, world: World) -> None:
+    world.after_start = ("creating",)
+    process = spawn("ws", "create", "https://example.org/org/repo", "--wait", "--data-dir", str(served.data_dir))
+    assert process.stderr is not None
+    while b"creating" not in (line := process.stderr.readline()):
+        assert line, "it ended before it waited"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+    assert [path for _, path, _ in world.requests] == ["/workspaces"]

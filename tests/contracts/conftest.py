@@ -1,0 +1,273 @@
+"""What the contract suites run against. A further adapter is one more parameter of `volumes`, `content` or `node`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.types import ASGIApp
+
+from fairwater.domain.ids import RunNumber, WorkspaceId
+from fairwater.domain.units import MIB, Bytes
+from fairwater.domain.workspaces.classes import WorkspaceClass
+from fairwater.domain.workspaces.run import Progress, RunFacts, RunSpec, RunState, Source
+from fairwater.engines.local.client import AgentClient
+from fairwater.loops.runs import RunKeeper
+from fairwater.node.api.access import NodeAccess
+from fairwater.node.api.app import create_agent_app
+from fairwater.node.files import VolumeFiles
+from fairwater.node.plain.content import PlainContent
+from fairwater.node.plain.images import PlainImages
+from fairwater.node.plain.sandboxes import PlainLauncher, PlainSandboxes
+from fairwater.node.plain.volumes import PlainVolumes
+from fairwater.ports.agent import API_VERSION, Fact, Hello, RunAgent, StartRequest, WorkspaceAccess
+from fairwater.ports.content import Content
+from fairwater.ports.process import Channel, ExecRequest, Process
+from fairwater.ports.volumes import Volumes
+from fairwater.serving.serve import Listening, serve
+
+WORKSPACE = WorkspaceId("abcdefgh2345")
+LIMITS = WorkspaceClass("test", cpu_cores=1, memory=Bytes(512 * MIB), processes=256, disk=Bytes(256 * MIB))
+WITHIN_S = 20.0
+HELLO = Hello(API_VERSION, "0.1.0", "test-node", "boot", "plain")
+
+
+class SystemClock:
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose path leaves room for the name of a unix socket."""
+    folder = Path(tempfile.mkdtemp(prefix="fw-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@asynccontextmanager
+async def served(app: ASGIApp, socket: Path | None = None, **options: Any) -> AsyncIterator[Listening]:
+    """Serves `app` for as long as the block lasts."""
+    stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
+    options.setdefault("allowed_uids", frozenset({os.getuid()}))
+    serving = asyncio.create_task(serve(app, unix_socket=socket, stop=stop, ready=ready.set_result, **options))
+    try:
+        await asyncio.wait({serving, ready}, timeout=WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
+        yield ready.result()
+    finally:
+        stop.set()
+        async with asyncio.timeout(WITHIN_S):
+            await serving
+
+
+@pytest.fixture
+def serving() -> Callable[..., AbstractAsyncContextManager[Listening]]:
+    return served
+
+
+# --- git repositories -----------------------------------------------------------------------------------------------
+
+
+class Repository:
+    """A repository to be cloned: branch `main` with two commits, branch `other`, tag `v1` on the first commit."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True)
+        self.git("init", "--quiet", "--initial-branch=main")
+        self.write("README.md", "first\n")
+        self.first = self.commit("first")
+        self.git("tag", "v1")
+        self.git("checkout", "--quiet", "-b", "other")
+        self.write("other.txt", "other\n")
+        self.commit("other")
+        self.git("checkout", "--quiet", "main")
+        self.write("README.md", "second\n")
+        self.second = self.commit("second")
+
+    def git(self, *arguments: str) -> str:
+        environment = {
+            "PATH": os.environ["PATH"], "HOME": str(self.path), "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null",
+            "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b",
+        }  # fmt: skip
+        done = subprocess.run(
+            ("git", "-C", str(self.path), *arguments), env=environment, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    def write(self, name: str, text: str) -> None:
+        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.path / name).write_text(text)
+
+    def commit(self, message: str) -> str:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", message)
+        return self.git("rev-parse", "HEAD")
+
+    def source(self, ref: str | None = None) -> Source:
+        return Source(f"file://{self.path}", "repo", ref, local=True)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository(tmp_path / "origin" / "repo")
+
+
+# --- volumes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["plain"])
+def make_volumes(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Volumes]:
+    """Makes the adapter: each call is a restart of the agent upon the same disk."""
+    assert request.param == "plain"
+    return lambda: PlainVolumes(tmp_path / "volumes")
+
+
+# --- content --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ContentUnderTest:
+    """`root` is an attached, empty volume's; `progress` is what was reported."""
+
+    content: Content
+    root: Path
+    progress: list[Progress]
+
+    async def bring(self, source: Source | None) -> Path:
+        """Where the repository then is."""
+        log = self.root / "state" / "run-1.log"
+        await self.content.bring(WORKSPACE, RunNumber(1), source, self.root, log, self.progress.append)
+        return self.root / "workspace" / "repo"
+
+
+@pytest.fixture(params=["plain"])
+async def content(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ContentUnderTest]:
+    """Clones `file://` sources below `tmp_path`/origin."""
+    assert request.param == "plain"
+    volumes = PlainVolumes(tmp_path / "volumes")
+    await volumes.create(WORKSPACE, LIMITS.disk)
+    root = (await volumes.attach(WORKSPACE, LIMITS.disk)).root
+    assert root is not None
+    yield ContentUnderTest(PlainContent((tmp_path / "origin",), timeout_s=WITHIN_S), root, [])
+    await volumes.delete(WORKSPACE)
+
+
+# --- a node ---------------------------------------------------------------------------------------------------------
+
+
+class Node:
+    """A node agent on plain processes, seen directly or over its socket; what is seen changes with a restart."""
+
+    runs: RunAgent
+    access: WorkspaceAccess
+
+    def __init__(self, folder: Path, sockets: Path, *, remote: bool) -> None:
+        self._folder = folder
+        self.socket = sockets / "agent.sock"
+        self._remote = remote
+        self._open = AsyncExitStack()
+
+    async def start(self) -> None:
+        volumes = PlainVolumes(self._folder / "volumes")
+        sandboxes = PlainSandboxes(self._folder / "sandboxes", PlainImages())
+        launcher = PlainLauncher(sandboxes)
+        content = PlainContent((self._folder / "origin",), timeout_s=WITHIN_S)
+        journal = self._folder / "journal"
+        keeper = RunKeeper(volumes, sandboxes, launcher, content, SystemClock(), journal, HELLO, grace_s=2.0)
+        await keeper.recover()
+        self._open.push_async_callback(keeper.close)
+
+        def files_of(root: Path) -> VolumeFiles:
+            return VolumeFiles(root, owner_uid=os.getuid(), owner_gid=os.getgid())
+
+        self.runs, self.access = keeper, NodeAccess(keeper, volumes, launcher, files_of)
+        if self._remote:
+            await self._go_remote()
+
+    async def _go_remote(self) -> None:
+        async def facts() -> tuple[Fact, ...]:
+            return (Fact("isolation", "missing", "plain processes"),)
+
+        app = create_agent_app(self.runs, self.access, facts)
+        await self._open.enter_async_context(served(app, self.socket))
+        client = await self._open.enter_async_context(AgentClient(self.socket))
+        self.runs, self.access = client, client
+
+    async def stop(self) -> None:
+        await self._open.aclose()
+
+    async def restart(self) -> None:
+        await self.stop()
+        await self.start()
+
+    async def up(self, workspace: WorkspaceId = WORKSPACE, run: int = 1, **spec: Any) -> RunFacts:
+        """Starts a run and waits until it runs or has ended."""
+        await self.runs.start_run(workspace, self.request(run, **spec))
+        return await self.until(workspace, RunState.RUNNING, RunState.ENDED)
+
+    @staticmethod
+    def request(run: int = 1, *, local_allowed: bool = True, **spec: Any) -> StartRequest:
+        return StartRequest(RunNumber(run), replace(RunSpec(image="host", limits=LIMITS), **spec), local_allowed)
+
+    async def down(self, workspace: WorkspaceId = WORKSPACE, run: int = 1, *, force: bool = False) -> RunFacts:
+        await self.runs.stop_run(workspace, RunNumber(run), force=force)
+        return await self.until(workspace, RunState.ENDED)
+
+    async def until(self, workspace: WorkspaceId, *states: RunState) -> RunFacts:
+        async with asyncio.timeout(WITHIN_S):
+            while True:
+                for facts in await self.runs.runs():
+                    if facts.workspace == workspace and facts.state in states:
+                        return facts
+                await self._change()
+
+    async def _change(self) -> None:
+        """Waits for a change; not for long, since one may have come just before."""
+        changes = self.runs.changes()
+        following = asyncio.ensure_future(anext(changes))
+        await asyncio.wait({following}, timeout=0.1)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+    async def run(self, *command: str, stdin: bytes = b"", run: int = 1, **request: Any) -> tuple[int, bytes, bytes]:
+        """The exit status, output and errors of a command in the workspace."""
+        process = await self.access.exec(WORKSPACE, RunNumber(run), ExecRequest(command, **request))
+        return await finish(process, stdin)
+
+
+async def finish(process: Process, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+    said = {Channel.STDOUT: b"", Channel.STDERR: b""}
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            await process.write(stdin) if stdin else None
+            await process.write(b"")
+            async for channel, data in process.output():
+                said[channel] += data
+            return await process.wait(), said[Channel.STDOUT], said[Channel.STDERR]
+    finally:
+        await process.close()
+
+
+@pytest.fixture(params=["direct", "socket"])
+async def node(request: pytest.FixtureRequest, tmp_path: Path, short_path: Path) -> AsyncIterator[Node]:
+    """A node agent, and at the end nothing left of its workspaces."""
+    under_test = Node(tmp_path, short_path, remote=request.param == "socket")
+    await under_test.start()
+    yield under_test
+    for facts in await under_test.runs.runs():
+        await under_test.runs.stop_run(facts.workspace, facts.run, force=True)
+        await under_test.until(facts.workspace, RunState.ENDED)
+    await under_test.stop()
