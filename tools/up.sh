@@ -32,6 +32,6 @@ elif [ -z "$repo" ]; then
         say "no first workspace: $checkout is not a git checkout; name a repository with make up REPO=https://…"
     fi
 fi
-say "starting: fairwater up $repo"
+say "starting: fairwater up${repo:+ $repo}"
 cd /
 exec "$environment/bin/fairwater" up ${repo:+"$repo"}

@@ -8,12 +8,13 @@ import os
 import pwd
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import uvloop
+from fastapi import FastAPI
 
 from fairwater import __version__
 from fairwater.data_dir import DataDir
@@ -39,9 +40,15 @@ from fairwater.node.sandboxes import ParkedSandboxes
 from fairwater.node.slots import Slots
 from fairwater.node.volumes import BtrfsVolumes
 from fairwater.ports.agent import API_VERSION, Fact, Hello
+from fairwater.server.app import create_app
+from fairwater.server.bus import EventBus
+from fairwater.server.options import ServerOptions
 from fairwater.serving.logs import configure_logs
 from fairwater.serving.serve import serve
 from fairwater.settings import Settings
+from fairwater.store.database import SqlDatabase
+from fairwater.store.migration import upgrade
+from fairwater.store.records import SqlWorkspaceRecords
 
 INIT = "libexec/fairwater-init"
 INSTALLATION = Path("/opt/fairwater")
@@ -162,6 +169,62 @@ async def _open_plain(settings: Settings, data: DataDir) -> AsyncIterator[Node]:
         return VolumeFiles(root, owner_uid=os.geteuid(), owner_gid=os.getegid())
 
     yield Node(keeper, NodeAccess(keeper, volumes, launcher, files_of), sandboxes)
+
+
+def run_server(settings: Settings, data_dir: Path) -> None:
+    """The control plane, until SIGTERM or SIGINT. Needs no privilege."""
+    configure_logs(part="server")
+    uvloop.run(_run_server(settings, DataDir(data_dir)))
+
+
+async def _run_server(settings: Settings, data: DataDir) -> None:
+    stop = _stop_on_signals()
+    listen = settings.server.listen
+    async with open_server(settings, data) as app:
+        await serve(
+            app,
+            unix_socket=data.server_socket,
+            tcp=(listen.host, listen.port),
+            # Anybody may connect: who it is decides what is allowed, and only some are the local administrator.
+            socket_mode=0o666,
+            stop=stop,
+        )
+
+
+@contextlib.asynccontextmanager
+async def open_server(settings: Settings, data: DataDir) -> AsyncIterator[FastAPI]:
+    """The server's app with its loop running; the database is brought up to date first."""
+    data.server.mkdir(parents=True, exist_ok=True, mode=0o700)
+    url = settings.server.database_url or f"sqlite+aiosqlite:///{data.server / 'fairwater.db'}"
+    await upgrade(url)
+    bus, clock = EventBus(), SystemClock()
+    database = SqlDatabase.open(url, settings.deadlines, bus.committed)
+    options = ServerOptions(
+        public_url=settings.server.public_url,
+        classes=settings.classes,
+        start_limit=settings.limits,
+        administrator_uids=frozenset({0, os.geteuid(), data.root.stat().st_uid}),
+        configuration={explained.key: explained.value for explained in settings.explain()},
+    )
+    records = SqlWorkspaceRecords(database, settings.classes, options.workspace_url, clock, bus.progressed)
+    async with AgentClient(data.node_socket) as agent:
+        loop = WorkspacesLoop(records, agent, clock)
+        looping = asyncio.create_task(loop.run(), name="workspaces")
+        try:
+            yield create_app(
+                database=database,
+                wake=loop.wake,
+                agent=agent,
+                access=agent,
+                node_facts=agent.facts,
+                clock=clock,
+                options=options,
+                bus=bus,
+            )
+        finally:
+            looping.cancel()
+            await asyncio.gather(looping, return_exceptions=True)
+            await database.close()
 
 
 def _hello(settings: Settings) -> Hello:

@@ -79,9 +79,11 @@ class Settings:
 
     def explain(self) -> tuple[Explained, ...]:
         """Each key with its value and its origin: `default`, `FILE:LINE`, `environment NAME` or `flag`."""
+        derived = {"server.public_url": self.server.public_url, "node.name": self.node.name}
         lines = []
         for key in KEYS:
             value, origin = self.written.get(key.name, (key.default, "default"))
+            value = derived.get(key.name, value)
             lines.append(Explained(key.name, key.show(value), origin, key.about))
         return tuple(lines)
 
@@ -209,7 +211,7 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     if values["node.parked"] * 4 > pool.num_addresses - 4:
         yield f"network.pool {pool} has too few addresses for node.parked = {values['node.parked']}: 4 for each"
     for allowed in values["network.allow"]:
-        if isinstance(allowed.network, IPv4Network) and allowed.network.subnet_of(pool):
+        if allowed.network.subnet_of(pool):
             yield (
                 f"network.allow names {allowed.network}, which is part of network.pool {pool}: "
                 "workspaces never reach one another"

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -42,8 +42,11 @@ class Address:
 class Allowed:
     """A destination that workspaces may reach although it is blocked by default."""
 
-    network: IPv4Network | IPv6Network
+    network: IPv4Network
     port: int
+
+    def __str__(self) -> str:
+        return f"{self.network}:{self.port}"
 
 
 def _wrong(value: object, what: str) -> Permanent:
@@ -183,9 +186,11 @@ def allowed(value: object) -> tuple[Allowed, ...]:
     for item in _items(value):
         network, _, port = str(item).rpartition(":")
         try:
-            result.append(Allowed(ip_network(network.strip("[]") if "[" in network else network), _port(port)))
+            result.append(Allowed(IPv4Network(network), _port(port)))
         except (ValueError, Permanent) as error:
-            raise _wrong(item, f"CIDR:PORT, such as 10.0.0.5/32:5432 or [fd00::5/128]:5432 ({error})") from None
+            raise _wrong(item, f"CIDR:PORT, such as 10.0.0.5/32:5432 ({error})") from None
+        if result[-1].network.is_loopback:
+            raise _wrong(item, "to be reached: a workspace's 127.0.0.1 is its own; name an address of the network")
     return tuple(result)
 
 

@@ -30,6 +30,7 @@ class World:
     """What the made-up server knows, what it was asked, and how it is to answer."""
 
     workspaces: dict[str, dict[str, Any]] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     progress: list[dict[str, Any]] = field(default_factory=list)
     requests: list[tuple[str, str, Any]] = field(default_factory=list)
@@ -41,6 +42,7 @@ class World:
     exec_frames: list[tuple[int, bytes]] = field(default_factory=list)
     exec_answer: list[tuple[int, bytes]] = field(default_factory=list)
     exec_echo: bool = False
+    looked: asyncio.Event = field(default_factory=asyncio.Event)
     exec_started: threading.Event = field(default_factory=threading.Event)
 
     def add(self, name: str, phase: str = "running", **more: Any) -> dict[str, Any]:
@@ -139,6 +141,7 @@ def make_api(world: World) -> FastAPI:
 
     @api.get("/api/v1/workspaces/{identifier}")
     async def show(identifier: str) -> Any:
+        asyncio.get_running_loop().call_later(0.05, world.looked.set)
         return _find(world, identifier)
 
     @api.delete("/api/v1/workspaces/{identifier}", status_code=202)
@@ -171,11 +174,15 @@ def make_api(world: World) -> FastAPI:
 
 
 async def _stream(world: World, workspace: dict[str, Any], after: int | None) -> Any:
-    yield ": keep-alive\n\n"
+    yield "retry: 2000\n\n: keep-alive\n\n"
     for sequence, event in enumerate(world.events, start=1):
         if after is not None and sequence > after:
             data = {"sequence": sequence, "workspace": workspace["id"], **event}
             yield f"id: {sequence}\nevent: workspace\ndata: {json.dumps(data)}\n\n"
+    if after is None:
+        await asyncio.wait_for(world.looked.wait(), 5)  # who waits looks once the stream is open
+    for event in world.history:
+        yield f"event: workspace\ndata: {json.dumps(event)}\n\n"
     goes = world.after_start if workspace["phase"] == "pending" else ()
     goes = ("stopped",) if workspace["phase"] == "stopping" else goes
     for phase in goes:
@@ -184,7 +191,14 @@ async def _stream(world: World, workspace: dict[str, Any], after: int | None) ->
         workspace["phase"] = phase
         if phase == "failed":
             workspace["failure"] = "there is no branch 'nope'"
-        data = {"sequence": 9, "workspace": workspace["id"], "event": "x", "phase": phase, "reason": "", "run": 1}
+        data = {
+            "sequence": 9,
+            "workspace": workspace["id"],
+            "event": "x",
+            "phase": phase,
+            "reason": "made up",
+            "run": 1,
+        }
         yield f"id: 9\nevent: workspace\ndata: {json.dumps(data)}\n\n"
     await asyncio.sleep(30)  # an open stream that has nothing to say; the client leaves first
 

@@ -5,6 +5,8 @@ import os
 import pty
 import signal
 import subprocess
+import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -134,6 +136,9 @@ def test_on_a_terminal_one_is_asked_for_keys_go_through_raw_and_the_terminal_is_
         assert seen == b"\x03x"
         fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 90, 0, 0))
         process.send_signal(signal.SIGWINCH)
+        ends = time.monotonic() + 20
+        while control(resize=[20, 90]) not in world.exec_frames and time.monotonic() < ends:
+            threading.Event().wait(0.01)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         assert control(resize=[20, 90]) in world.exec_frames

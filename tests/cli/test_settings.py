@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fairwater.domain.failure import Permanent
-from fairwater.domain.units import GIB
+from fairwater.domain.units import GIB, Seconds
 from fairwater.domain.workspaces.classes import STANDARD, XL
 from fairwater.settings import KEYS, load_settings
 from fairwater.settings_sources import variable_of
@@ -26,7 +26,7 @@ def test_without_a_file_everything_is_at_its_default() -> None:
     assert str(settings.server.listen) == "127.0.0.1:7080"
     assert settings.server.public_url == "http://localhost:7080"
     assert settings.classes == {"standard": STANDARD, "xl": XL}
-    assert settings.node.stop_grace_s == 10
+    assert settings.node.stop_grace_s == Seconds(10)
     assert {entry.origin for entry in settings.explain()} == {"default"}
 
 

@@ -99,7 +99,8 @@ class Repository:
 
     def git(self, *arguments: str) -> str:
         environment = {
-            "PATH": os.environ["PATH"], "HOME": str(self.path), "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null",
+            "PATH": os.environ["PATH"], "HOME": str(self.path),
+            "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null",
             "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b",
         }  # fmt: skip
         done = subprocess.run(
@@ -248,15 +249,21 @@ class Node:
         return await finish(process, stdin)
 
 
+async def feed(process: Process, stdin: bytes) -> None:
+    if stdin:
+        await process.write(stdin)
+    await process.write(b"")
+
+
 async def finish(process: Process, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
-    said = {Channel.STDOUT: b"", Channel.STDERR: b""}
+    said: dict[Channel, list[bytes]] = {Channel.STDOUT: [], Channel.STDERR: []}
     try:
         async with asyncio.timeout(WITHIN_S):
-            await process.write(stdin) if stdin else None
-            await process.write(b"")
+            feeding = asyncio.create_task(feed(process, stdin))
             async for channel, data in process.output():
-                said[channel] += data
-            return await process.wait(), said[Channel.STDOUT], said[Channel.STDERR]
+                said[channel].append(data)
+            await feeding
+            return await process.wait(), b"".join(said[Channel.STDOUT]), b"".join(said[Channel.STDERR])
     finally:
         await process.close()
 

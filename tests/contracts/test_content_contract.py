@@ -155,8 +155,8 @@ async def test_symlinks_of_a_repository_stay_symlinks(content: ContentUnderTest,
     (repository.path / "etc").symlink_to("/etc")
     repository.commit("links")
     checkout = await content.bring(repository.source())
-    assert os.readlink(checkout / "passwd") == "/etc/passwd"
-    assert os.readlink(checkout / "etc") == "/etc"
+    assert (checkout / "passwd").readlink() == Path("/etc/passwd")
+    assert (checkout / "etc").readlink() == Path("/etc")
 
 
 @pytest.mark.pm(35)

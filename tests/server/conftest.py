@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,8 @@ from typing import Any
 
 import httpx2
 import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from fairwater.domain.abuse.rate import StartLimit
 from fairwater.domain.failure import Permanent
 from fairwater.domain.ids import RunNumber, WorkspaceId
@@ -28,7 +31,6 @@ from fairwater.server.options import ServerOptions
 from fairwater.store.database import SqlDatabase
 from fairwater.store.migration import upgrade
 from fairwater.store.records import SqlWorkspaceRecords
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 API = "/api/v1"
 START = datetime(2022, 4, 11, 8, 0, tzinfo=UTC)
@@ -54,6 +56,7 @@ class ScriptedProcess:
     pieces: list[tuple[Channel, bytes]]
     status: int = 0
     until_hung_up: bool = False
+    until_input_ends: bool = False
     written: list[bytes] = field(default_factory=list)
     signals: list[str] = field(default_factory=list)
     sizes: list[TerminalSize] = field(default_factory=list)
@@ -65,6 +68,8 @@ class ScriptedProcess:
             yield piece
         if self.until_hung_up:
             await self.closed.wait()
+        if self.until_input_ends:
+            await self.ended_input.wait()
 
     async def write(self, data: bytes) -> None:
         self.written.append(data)
@@ -78,6 +83,10 @@ class ScriptedProcess:
         self.sizes.append(size)
 
     async def wait(self) -> int:
+        if self.until_hung_up:
+            await self.closed.wait()
+        if self.until_input_ends:
+            await self.ended_input.wait()
         return self.status
 
     async def close(self) -> None:
@@ -91,6 +100,7 @@ class TinyAgent:
         self.files: dict[str, bytes] = {}
         self.process = ScriptedProcess([])
         self.requests: list[ExecRequest] = []
+        self.asked = asyncio.Event()
         self.failure: Permanent | None = None
 
     async def hello(self) -> Hello:
@@ -121,6 +131,7 @@ class TinyAgent:
         if self.failure is not None:
             raise self.failure
         self.requests.append(request)
+        self.asked.set()
         return self.process
 
     async def list_folder(self, workspace: WorkspaceId, path: str) -> tuple[FileEntry, ...]:
@@ -208,13 +219,23 @@ class World:
 MakeWorld = Callable[..., Awaitable[World]]
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An upgraded database, to be copied: upgrading takes longer than most tests."""
+    path = tmp_path_factory.mktemp("empty") / "fairwater.db"
+    asyncio.run(upgrade(f"sqlite:///{path}"))
+    return path
+
+
 @pytest.fixture
-async def make_world(tmp_path: Path) -> AsyncIterator[MakeWorld]:
+async def make_world(tmp_path: Path, empty_database: Path) -> AsyncIterator[MakeWorld]:
     worlds: list[World] = []
 
     async def make(**options: Any) -> World:
-        url = f"sqlite:///{tmp_path}/fairwater.db"
-        await upgrade(url)
+        path = tmp_path / "fairwater.db"
+        if not path.exists():
+            shutil.copyfile(empty_database, path)
+        url = f"sqlite:///{path}"
         bus, clock, agent, woken = EventBus(), HandClock(), TinyAgent(), list[WorkspaceId]()
         settings = ServerOptions(**({"start_limit": StartLimit(interval_s=0, burst=1, parallel=1000)} | options))
         database = SqlDatabase.open(url, DeadlinePolicy(), bus.committed)

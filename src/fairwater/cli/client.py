@@ -6,6 +6,7 @@ Decides what an answer that is no success means for the person: `Permanent` (it 
 
 from __future__ import annotations
 
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,13 +41,15 @@ class Client:
     def __init__(self, target: Target, *, timeout_s: float = 30.0) -> None:
         self.target = target
         headers = {"Authorization": f"Bearer {target.token}"} if target.token else {}
-        socket = target.socket
+        path = target.socket
+        if path is not None:
+            knock(target)
         self._http = httpx2.Client(
             base_url=target.url,
             headers=headers,
             timeout=httpx2.Timeout(timeout_s, connect=min(5.0, timeout_s)),
-            transport=httpx2.HTTPTransport(uds=str(socket)) if socket else None,
-            trust_env=socket is None,
+            transport=httpx2.HTTPTransport(uds=str(path)) if path else None,
+            trust_env=path is None,
         )
 
     def __enter__(self) -> Client:
@@ -120,7 +123,12 @@ class Client:
         with self.stream(path, silence_s=silence_s, after=after) as response:
             yield StreamEvent("open", {})
             for event in httpx2.EventSource(response):
-                data = event.json()
+                if not event.data:
+                    continue  # a bare `retry:` is no event
+                try:
+                    data = event.json()
+                except ValueError:
+                    raise Permanent(f"{self.target} did not answer as Fairwater does", code="not_fairwater") from None
                 if isinstance(data, dict):
                     yield StreamEvent(event.event, data)
 
@@ -148,6 +156,15 @@ class Client:
             raise LostConnection(f"the connection to {self.target} was lost: {error}", code="connection_lost") from None
 
 
+def knock(target: Target) -> None:
+    """Raises where nobody listens at the target's unix socket; httpcore would leave its own socket open then."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(target.socket))
+        except OSError as error:
+            raise unreachable(target, error.strerror or str(error)) from None
+
+
 def unreachable(target: Target, why: str) -> Permanent:
     """There is no server at `target`: says how to start it, or how to name another."""
     if target.socket is not None and not _visible(target.socket):
@@ -162,9 +179,9 @@ def unreachable(target: Target, why: str) -> Permanent:
     )
 
 
-def _visible(socket: Path) -> bool:
+def _visible(path: Path) -> bool:
     try:
-        return socket.exists()
+        return path.exists()
     except PermissionError:
         return True
 

@@ -19,7 +19,7 @@ import httpx2
 
 from fairwater import __version__
 from fairwater.cli import preparation
-from fairwater.cli.client import Client
+from fairwater.cli.client import Client, knock
 from fairwater.cli.connection import Target
 from fairwater.cli.output import ExitCode, say
 from fairwater.cli.problem import workspace_path
@@ -190,12 +190,14 @@ class Installation:
         )
 
     def _node_ready(self) -> bool:
-        transport = httpx2.HTTPTransport(uds=str(self.data.node_socket))
+        target = Target("http://node", self.data.node_socket)
+        transport = httpx2.HTTPTransport(uds=str(target.socket))
         headers = {VERSION_HEADER: str(API_VERSION)}
         try:
+            knock(target)
             with httpx2.Client(transport=transport, headers=headers, timeout=2) as client:
-                return client.get("http://node/v1/hello").is_success
-        except httpx2.TransportError:
+                return client.get(f"{target.url}/v1/hello").is_success
+        except (httpx2.TransportError, Permanent):
             return False
 
     def _server_ready(self) -> bool:
@@ -221,11 +223,10 @@ def first_workspace(client: Client, source: str) -> dict[str, Any]:
 def stop_all(client: Client, bound_s: float, *, force: bool) -> None:
     """Stops every active workspace, all at a time, and waits. Raises Temporary where one takes longer than allowed."""
     active = [item for item in client.items("/workspaces", owner="all") if item["phase"] in ACTIVE]
-    for item in active:
-        client.post(workspace_path(item["id"], "stop"), {"force": force})
+    stopping = [client.post(workspace_path(item["id"], "stop"), {"force": force}) for item in active]
     ends = time.monotonic() + bound_s
     with display() as shown:
-        for item in active:
+        for item in stopping:
             wait_for(client, item, STOPPED, max(1.0, ends - time.monotonic()), shown)
 
 

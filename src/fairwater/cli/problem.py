@@ -23,7 +23,9 @@ def failure_of(status: int, problem: dict[str, Any]) -> Temporary | Permanent:
     for error in problem.get("errors") or ():
         if isinstance(error, dict):
             where = ".".join(str(part) for part in error.get("loc", ()) if part != "body")
-            message += f"\n  {where}: {error.get('msg') or error.get('message') or error.get('detail') or ''}"
+            what = str(error.get("msg") or error.get("message") or error.get("detail") or "")
+            if what and what not in message:
+                message += f"\n  {where}: {what}" if where else f"\n  {what}"
     if status == 401:
         message += ". Log in with: fairwater login --server URL, or give a token with FAIRWATER_TOKEN."
     retry_after_s = problem.get("retry_after_s")

@@ -38,7 +38,7 @@ def status(client: Client, as_json: JsonOption = False) -> None:
         write_fields([
             ("server", f"{state['server']}, version {state['version']}"),
             ("ready", "yes" if state["ready"] else "no"),
-            *((name, _reason(reason)) for name, reason in ready.items()),
+            *((name, _reason(reason)) for name, reason in ready.items() if name != "status"),
             ("workspaces", phases or "none"),
         ])  # fmt: skip
     if not state["ready"]:

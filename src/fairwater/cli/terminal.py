@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
 import termios
@@ -43,7 +42,7 @@ def run(target: Target, path: str, request: dict[str, Any], *, stdin: bool, use_
         Permanent, Temporary: it could not be started, or the connection to it was lost.
     """
     if use_terminal:
-        columns, rows = shutil.get_terminal_size()
+        columns, rows = _terminal_size()
         request = {**request, "terminal": {"rows": rows, "columns": columns}}
         request["environment"] = {"TERM": os.environ.get("TERM", "xterm"), **request["environment"]}
     else:
@@ -151,7 +150,8 @@ def _pump_input(socket: ClientConnection) -> asyncio.Task[None]:
     ends first.
     """
     loop = asyncio.get_running_loop()
-    chunks: asyncio.Queue[bytes] = asyncio.Queue(4)
+    chunks: asyncio.Queue[bytes] = asyncio.Queue()
+    room = threading.Semaphore(4)
 
     def read() -> None:
         while True:
@@ -159,9 +159,10 @@ def _pump_input(socket: ClientConnection) -> asyncio.Task[None]:
                 data = os.read(0, _CHUNK)
             except OSError:
                 data = b""
+            room.acquire()
             try:
-                asyncio.run_coroutine_threadsafe(chunks.put(data), loop).result()
-            except (RuntimeError, asyncio.CancelledError):
+                loop.call_soon_threadsafe(chunks.put_nowait, data)
+            except RuntimeError:
                 return  # the command has ended, and the loop with it
             if not data:
                 return
@@ -174,6 +175,7 @@ def _pump_input(socket: ClientConnection) -> asyncio.Task[None]:
                 return
             with contextlib.suppress(ConnectionClosed):
                 await socket.send(bytes([Channel.STDIN]) + data)
+            room.release()
 
     threading.Thread(target=read, daemon=True, name="stdin").start()
     return loop.create_task(send())
@@ -201,7 +203,7 @@ def _signals(socket: ClientConnection, *, resizes: bool) -> Iterator[None]:
         tell({"signal": "INT"})
 
     def resize() -> None:
-        columns, rows = shutil.get_terminal_size()
+        columns, rows = _terminal_size()
         tell({"resize": [rows, columns]})
 
     handlers = {signal.SIGINT: interrupt, signal.SIGTERM: lambda: tell({"signal": "TERM"})}
@@ -214,6 +216,15 @@ def _signals(socket: ClientConnection, *, resizes: bool) -> Iterator[None]:
     finally:
         for number in handlers:
             loop.remove_signal_handler(number)
+
+
+def _terminal_size() -> tuple[int, int]:
+    """Columns and rows of the terminal itself; what the shell has put into the environment may be old."""
+    try:
+        size = os.get_terminal_size(sys.stdin.fileno())
+    except OSError:
+        return 80, 24
+    return size.columns or 80, size.lines or 24
 
 
 @contextlib.contextmanager

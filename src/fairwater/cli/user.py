@@ -102,7 +102,8 @@ def code(client: Client, user: UserArgument, as_json: JsonOption = False) -> Non
         write_json(made)
         return
     write_line(str(made["code"]))
-    say(f"log in with: fairwater login --server {client.target.url} {made['code']}")
+    url = client.target.url if client.target.socket is None else client.get("/config").get("server.public_url")
+    say(f"log in with: fairwater login --server {url} {made['code']}")
 
 
 def _find(client: Client, user: str) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Goal:
 RUNNING = Goal(frozenset({"running"}), frozenset({"stopped", "failed", "lost", "deleted"}))
 STOPPED = Goal(frozenset({"stopped", "failed", "deleted"}), frozenset({"lost"}))
 DELETED = Goal(frozenset({"deleted"}), frozenset())
+_ENDS = RUNNING.reached | RUNNING.missed
 
 
 class Display(Protocol):
@@ -140,12 +141,21 @@ def wait_for(client: Client, workspace: dict[str, Any], goal: Goal, timeout_s: f
         pause_s = min(pause_s * 2, 2.0)
 
 
+def _is_history(event: dict[str, Any], seen: dict[str, Any]) -> bool:
+    """Whether an event is older than the workspace as it was `seen`: the server begins with those it has kept.
+
+    Of the same instant is not older: two changes may share a millisecond.
+    """
+    older_run = int(event.get("run") or 0) < int(seen.get("run") or 0)
+    return older_run or str(event.get("at") or "~") < str(seen.get("since") or "")
+
+
 def still_waiting(name: str, workspace: dict[str, Any]) -> Temporary:
     progress = workspace.get("progress") or {}
-    step = f"; {progress.get('step')}" if progress.get("step") else ""
+    known = [str(word) for word in (workspace.get("reason"), progress.get("step")) if word]
+    why = f" ({'; '.join(known)})" if known else ""
     return Temporary(
-        f"{name} is still {workspace['phase']} ({workspace.get('reason') or 'no reason given'}{step}). It goes on: "
-        f"follow it with fairwater ws events {name} --follow",
+        f"{name} is still {workspace['phase']}{why}. It goes on: follow it with fairwater ws events {name} --follow",
         code="still_waiting",
     )
 
@@ -164,10 +174,11 @@ def _follow(client: Client, path: str, name: str, ends: float, shown: Display) -
             if isinstance(progress, dict):
                 last["progress"] = progress
                 shown.progress(name, progress)
-        elif event.data.get("phase") != last.get("phase") or event.data.get("phase") in {"failed", "stopped"}:
-            # What the event lacks (why a start failed) is read anew.
-            last = client.get(path)
-            shown.phase(name, str(last["phase"]), str(last.get("reason") or ""))
+        elif event.kind == "workspace" and not _is_history(event.data, last):
+            phase, reason = str(event.data.get("phase")), str(event.data.get("reason") or "")
+            shown.phase(name, phase, reason)
+            # Where the way ends, what an event lacks (why a start failed) is read anew.
+            last = client.get(path) if phase in _ENDS else {**last, "phase": phase, "reason": reason, "progress": None}
             yield last
         if time.monotonic() >= ends:
             return

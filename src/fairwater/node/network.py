@@ -21,11 +21,12 @@ import structlog
 from fairwater.domain.failure import Permanent, Temporary
 from fairwater.node.linux import in_namespaces
 from fairwater.node.network_conntrack import forget_flows
+from fairwater.node.network_dns import ResolverCheck, Verdict
 from fairwater.node.network_firewall import Firewall
 from fairwater.node.network_listeners import ProbeListeners
 from fairwater.node.network_netlink import NetlinkSocket
 from fairwater.node.network_plan import parse_allowed, plan_addresses, refuse_clashes
-from fairwater.node.network_probe import Unreachable, check_inside, failed, resolver_answers
+from fairwater.node.network_probe import Unreachable, check_inside, failed
 from fairwater.node.network_resolvers import chosen_resolvers, machine_resolvers
 from fairwater.node.network_veth import Pair, join, joined
 from fairwater.node.network_why import why_not_forwarded
@@ -57,6 +58,7 @@ class WorkspaceNetwork:
         self._log = structlog.get_logger("fairwater.node.network").bind(instance=instance)
         self._preparing = Lock()
         self._resolvers: tuple[IPv4Address, ...] = ()
+        self._resolver_check = ResolverCheck()
         self._listeners = ProbeListeners(self.plan)
         self._firewall = Firewall(self.plan, parse_allowed(allow, self.plan))
         self._links = NetlinkSocket()
@@ -195,11 +197,12 @@ class WorkspaceNetwork:
             self._log.info("ip_forward_enabled", setting="net.ipv4.ip_forward", before=0, now=1)
 
     def _probe_resolver(self, slot: int, namespace: int, resolver: IPv4Address) -> None:
-        if in_namespaces(lambda: resolver_answers(resolver), net_ns=namespace):
-            return
-        if resolver_answers(resolver):
+        verdict = self._resolver_check.check(resolver, namespace)
+        if verdict is Verdict.UNANSWERED:
             raise failed(slot, f"DNS: {resolver} answers this machine, but not the workspace")
-        self._log.warning("resolver_silent", slot=slot, resolver=str(resolver), detail="nor does it answer the machine")
+        if verdict is Verdict.SILENT:
+            # The uplink is down for everybody: no fault of this slot's.
+            self._log.warning("resolver_silent", slot=slot, resolver=str(resolver), detail=verdict.value)
 
 
 @contextmanager

@@ -1,15 +1,13 @@
 """Decides whether a workspace's network works, by using it: from inside its namespace, before anyone is let in.
 
 What was configured is not believed: full-size packets that must not be fragmented go to the agent's listener on the
-gateway and to the one behind the machine, which only forwarding reaches, and a question goes to the DNS server.
+gateway and to the one behind the machine, which only forwarding reaches. DNS is `network_dns`.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import struct
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -25,10 +23,6 @@ STREAM_SEGMENTS = 4
 STREAM_BYTES_MAX = 1 << 16
 DATAGRAM_WAITS_S = (0.1, 0.2, 0.4)
 CONNECT_S = 1.0
-RESOLVER_WAITS_S = (0.25, 0.35, 0.4)
-"""A second in all, and once more from the machine itself: two seconds are the most that DNS takes."""
-
-_ROOT_NAMESERVERS = b"\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00" + b"\x00" + b"\x00\x02\x00\x01"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,22 +109,3 @@ def _exchange_stream(endpoint: Endpoint, mtu: int) -> None:
         raise Unreachable(endpoint, f"TCP: {error.strerror or error}") from None
     if received != payload:
         raise Unreachable(endpoint, f"TCP: {len(received)} of {len(payload)} bytes came back")
-
-
-def resolver_answers(resolver: IPv4Address, waits_s: Sequence[float] = RESOLVER_WAITS_S) -> bool:
-    """Whether a DNS server answers anything at all to a question for the root's name servers, from this namespace."""
-    number = os.urandom(2)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-        for wait_s in waits_s:
-            until = time.monotonic() + wait_s
-            try:
-                udp.connect((str(resolver), 53))
-                udp.send(number + _ROOT_NAMESERVERS)
-                while (left_s := until - time.monotonic()) > 0:
-                    udp.settimeout(left_s)
-                    answer = udp.recv(4096)
-                    if len(answer) >= 12 and answer[:2] == number and struct.unpack_from("=B", answer, 2)[0] & 0x80:
-                        return True
-            except OSError:  # no answer in time, no route, or refused
-                continue
-    return False

@@ -15,6 +15,7 @@ from fairwater.ports.clock import Clock
 from fairwater.ports.database import Database
 from fairwater.server.authentication import Authenticator
 from fairwater.server.authorisation import authorise
+from fairwater.server.body_limit import BodyLimit
 from fairwater.server.bus import EventBus
 from fairwater.server.metrics import Metrics
 from fairwater.server.options import ServerOptions
@@ -23,7 +24,6 @@ from fairwater.server.services import Services
 from fairwater.serving.problems import install_problems
 
 PREFIX = "/api/v1"
-BODY_BYTES_MAX = 4 * 1024 * 1024
 STATUSES = {
     "blocked": 403,
     "forbidden": 403,
@@ -34,6 +34,12 @@ STATUSES = {
     "no_such_token": 404,
     "no_such_file": 404,
     "no_such_code": 404,
+    "no_such_folder": 404,
+    "access_denied": 403,
+    "too_large": 413,
+    "command_too_long": 422,
+    "not_executable": 422,
+    "command_not_executable": 422,
     "bad_context_url": 422,
     "bad_name": 422,
     "no_such_class": 422,
@@ -87,11 +93,11 @@ def create_app(
     )
     app.state.services = services
     install_problems(app, STATUSES)
+    app.add_middleware(BodyLimit)
     gate = [Depends(authorise)]
     api = APIRouter(prefix=PREFIX)
-    for module in (workspaces, exec, terminal, logs, events, users, login, platform):
-        api.include_router(module.router, max_body_size=BODY_BYTES_MAX)
-    api.include_router(files.router)  # what is written into a workspace is bounded by its own quota
+    for module in (workspaces, exec, terminal, files, logs, events, users, login, platform):
+        api.include_router(module.router)
     app.include_router(api, dependencies=gate)
     app.include_router(platform.root_router, dependencies=gate)
     return app

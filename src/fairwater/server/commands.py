@@ -97,3 +97,7 @@ async def _feed(process: Process, stdin: bytes) -> None:
         await process.write(b"")
     except (Temporary, Permanent):
         return  # a command need not read its input; how it ended is told by its exit status
+
+
+def cut_off() -> Permanent:
+    return Permanent("the command was hung up: the server is stopping, or you may no longer run it", code="cut_off")

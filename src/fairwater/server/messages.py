@@ -102,9 +102,11 @@ class OpenTerminal(Message):
 
 
 class CreateUser(Message):
+    """`organisation` null is that of whoever creates the account."""
+
     name: Label
     role: Role = Role.MEMBER
-    organisation: Label = "default"
+    organisation: Label | None = None
 
 
 class ChangeUser(Message):

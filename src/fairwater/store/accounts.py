@@ -7,32 +7,37 @@ from datetime import datetime
 from secrets import token_hex
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fairwater.domain.failure import Permanent
 from fairwater.domain.ids import OrganisationId, UserId
 from fairwater.domain.workspaces.workspace import ACTIVE
 from fairwater.ports.accounts import Account, Allowance, Organisation, Page, Role
 from fairwater.store.cursors import read_cursor, write_cursor
-from fairwater.store.schema import MembershipRow, OrganisationRow, UserRow, WorkspaceRow
+from fairwater.store.engine import Statements
+from fairwater.store.schema import USERS, WORKSPACES, MembershipRow, OrganisationRow, UserRow
 
 _ID_BYTES = 8
 _ACTIVE = tuple(sorted(phase.value for phase in ACTIVE))
-_ALLOWANCE = select(
-    UserRow.blocked,
-    UserRow.start_arrival,
-    select(func.count())
-    .select_from(WorkspaceRow)
-    .where(WorkspaceRow.owner_id == UserRow.id, WorkspaceRow.phase.in_(_ACTIVE))
-    .scalar_subquery()
-    .label("active"),
-).with_for_update(of=UserRow)
+_ALLOWANCE = (
+    select(
+        USERS.c.blocked,
+        USERS.c.start_arrival,
+        select(func.count())
+        .select_from(WORKSPACES)
+        .where(WORKSPACES.c.owner_id == USERS.c.id, WORKSPACES.c.phase.in_(_ACTIVE))
+        .scalar_subquery()
+        .label("active"),
+    )
+    .where(USERS.c.id == bindparam("key"))
+    .with_for_update(of=USERS)
+)
+_SPEND = update(USERS).where(USERS.c.id == bindparam("key"))
 
 
 class SqlAccounts:
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     async def named(self, name: str) -> Account | None:
@@ -71,11 +76,11 @@ class SqlAccounts:
         return await self.find(user)
 
     async def allowance(self, user: UserId) -> Allowance | None:
-        row = (await self._connection.execute(_ALLOWANCE.where(UserRow.id == user))).first()
+        row = (await self._connection.execute(_ALLOWANCE, {"key": user})).first()
         return None if row is None else Allowance(row.blocked, row.start_arrival, row.active)
 
     async def spend(self, user: UserId, arrival: datetime) -> None:
-        await self._connection.execute(update(UserRow).where(UserRow.id == user).values(start_arrival=arrival))
+        await self._connection.execute(_SPEND, {"key": user, "start_arrival": arrival})
 
     async def _one(self, condition: Any) -> Account | None:
         rows = (await self._connection.execute(select(UserRow.__table__).where(condition))).all()
@@ -108,7 +113,7 @@ class SqlAccounts:
 
 
 class SqlOrganisations:
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     async def page(self, limit: int, cursor: str | None, member: UserId | None) -> Page[Organisation]:

@@ -7,9 +7,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, func, insert, or_, select
+from sqlalchemy import and_, bindparam, func, insert, or_, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fairwater.domain.failure import Permanent
 from fairwater.domain.ids import OrganisationId, RunNumber, UserId, WorkspaceId, parse_workspace_id
@@ -19,30 +18,39 @@ from fairwater.domain.workspaces.workspace import Event, Phase
 from fairwater.ports.accounts import Page
 from fairwater.ports.catalogue import Committed, Entry, HistoryLine, Order
 from fairwater.store.cursors import read_cursor, read_moment, write_cursor
+from fairwater.store.engine import Statements
 from fairwater.store.life import WITH_DEADLINE, Held, advance, held
-from fairwater.store.schema import HistoryRow, OrganisationRow, UserRow, WorkspaceRow
+from fairwater.store.schema import USERS, WORKSPACES, HistoryRow, OrganisationRow, WorkspaceRow
 
 _CANDIDATES = 16
 _SEEN = (
-    WITH_DEADLINE.add_columns(UserRow.name.label("owner_name"), OrganisationRow.name.label("organisation_name"))
-    .join(UserRow, UserRow.id == WorkspaceRow.owner_id)
-    .join(OrganisationRow, OrganisationRow.id == WorkspaceRow.organisation_id)
+    WITH_DEADLINE.add_columns(USERS.c.name.label("owner_name"), OrganisationRow.name.label("organisation_name"))
+    .join(USERS, USERS.c.id == WORKSPACES.c.owner_id)
+    .join(OrganisationRow, OrganisationRow.id == WORKSPACES.c.organisation_id)
 )
+_SEEN_AND_HELD = _SEEN.with_for_update(of=WORKSPACES)
+_OF_KEY = WORKSPACES.c.id == bindparam("key")
+_OF_OWNER = WORKSPACES.c.owner_id == bindparam("owner")
+_BY_ID = {False: _SEEN.where(_OF_KEY), True: _SEEN_AND_HELD.where(_OF_KEY)}
+_OWN_BY_ID = {held: query.where(_OF_OWNER) for held, query in _BY_ID.items()}
 _LIVE = WorkspaceRow.phase != Phase.DELETED.value
 
 
 class SqlCatalogue:
     def __init__(
         self,
-        connection: AsyncConnection,
+        connection: Statements,
         deadlines: DeadlinePolicy,
         progress: Mapping[WorkspaceId, Progress],
         committed: Callable[[Committed], None],
+        *,
+        writing: bool,
     ) -> None:
         self._connection = connection
         self._deadlines = deadlines
         self._progress = progress
         self._committed = committed
+        self._writing = writing
 
     async def find(self, reference: str, owner: UserId | None, asking: UserId) -> Entry:
         return self._entry(await self._find_row(reference, owner, asking))
@@ -115,13 +123,14 @@ class SqlCatalogue:
         return replace(entry, workspace=after.workspace, deadline=after.deadline)
 
     async def _find_row(self, reference: str, owner: UserId | None, asking: UserId) -> Any:
-        query = _SEEN.with_for_update(of=WorkspaceRow)
-        if owner is not None:
-            query = query.where(WorkspaceRow.owner_id == owner)
         if _is_id(reference):
-            row = (await self._connection.execute(query.where(WorkspaceRow.id == reference))).first()
+            query = (_BY_ID if owner is None else _OWN_BY_ID)[self._writing]
+            row = (await self._connection.execute(query, {"key": reference, "owner": owner})).first()
             if row is not None:
                 return row
+        query = _SEEN_AND_HELD if self._writing else _SEEN
+        if owner is not None:
+            query = query.where(WorkspaceRow.owner_id == owner)
         named = or_(WorkspaceRow.name == reference, WorkspaceRow.id.startswith(reference, autoescape=True))
         rows = (await self._connection.execute(query.where(_LIVE, named).limit(_CANDIDATES))).all()
         by_name = [row for row in rows if row.name == reference]
@@ -154,7 +163,7 @@ class SqlCatalogue:
 
 
 class SqlHistory:
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     async def after(

@@ -7,20 +7,20 @@ from secrets import token_hex
 from typing import Any
 
 from sqlalchemy import delete, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fairwater.domain.ids import UserId
 from fairwater.ports.accounts import Account, Page, Token
 from fairwater.ports.database import Answer, Claim
 from fairwater.store.accounts import SqlAccounts
 from fairwater.store.cursors import read_cursor, write_cursor
+from fairwater.store.engine import Statements
 from fairwater.store.schema import IdempotencyRow, LoginCodeRow, TokenRow
 
 KEY_LIFETIME = timedelta(hours=24)
 
 
 class SqlTokens:
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     async def holder(self, digest: str, now: datetime) -> tuple[Account, Token] | None:
@@ -56,7 +56,7 @@ class SqlTokens:
 
 
 class SqlLoginCodes:
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     async def add(self, user: UserId, digest: str, now: datetime, expires_at: datetime) -> None:
@@ -75,7 +75,7 @@ class SqlLoginCodes:
 
 
 class SqlIdempotencyKeys:
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     async def claim(self, user: UserId, key: str, fingerprint: str, now: datetime) -> Claim | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import structlog
+from sqlalchemy import Connection, Engine, RootTransaction
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from fairwater.domain.failure import Temporary
 from fairwater.domain.ids import WorkspaceId
@@ -18,18 +19,29 @@ from fairwater.ports.catalogue import Committed
 from fairwater.store.accounts import SqlAccounts, SqlOrganisations
 from fairwater.store.catalogue import SqlCatalogue, SqlHistory
 from fairwater.store.credentials import SqlIdempotencyKeys, SqlLoginCodes, SqlTokens
-from fairwater.store.engine import READ_ONLY, open_engine
+from fairwater.store.engine import READ_ONLY, InPlace, Statements, checkpoint, open_engine
+
+_BUSY_S = 5.0
+_ASK_AGAIN_S = 0.005
+_CHECKPOINT_EVERY = 256
+"""Commits; about 4 MiB of log."""
+_log = structlog.get_logger("fairwater.store")
 
 
 class SqlTransaction:
     """One transaction, and what is to be told once it is in the database."""
 
     def __init__(
-        self, connection: AsyncConnection, deadlines: DeadlinePolicy, progress: dict[WorkspaceId, Progress]
+        self,
+        connection: Statements,
+        deadlines: DeadlinePolicy,
+        progress: dict[WorkspaceId, Progress],
+        *,
+        writing: bool,
     ) -> None:
         self.connection = connection
         self.changes: list[Committed] = []
-        self.workspaces = SqlCatalogue(connection, deadlines, progress, self.changes.append)
+        self.workspaces = SqlCatalogue(connection, deadlines, progress, self.changes.append, writing=writing)
         self.accounts = SqlAccounts(connection)
         self.allowances = self.accounts
 
@@ -57,14 +69,15 @@ class SqlTransaction:
 class SqlDatabase:
     """Opened on a database that `migration.upgrade` has brought up to date. `told` hears of every committed change."""
 
-    def __init__(self, engine: AsyncEngine, deadlines: DeadlinePolicy, told: Callable[[Committed], None]) -> None:
+    def __init__(self, engine: Engine, deadlines: DeadlinePolicy, told: Callable[[Committed], None]) -> None:
         self.deadlines = deadlines
         self.progress: dict[WorkspaceId, Progress] = {}
         self._told = told
-        self._writing_engine = engine
+        self._engine = engine
         self._reading_engine = engine.execution_options(**{READ_ONLY: True})
-        # SQLite has one writer. Waiting here is in order and wakes at once; its own waiting sleeps in growing steps.
         self._turn = asyncio.Lock()
+        self._unmoved = 0
+        self._checkpoint: asyncio.Task[None] | None = None
 
     @classmethod
     def open(cls, url: str, deadlines: DeadlinePolicy, told: Callable[[Committed], None]) -> SqlDatabase:
@@ -73,31 +86,53 @@ class SqlDatabase:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[SqlTransaction]:
-        with _busy_is_temporary():
-            async with self._reading_engine.connect() as connection:
-                yield SqlTransaction(connection, self.deadlines, self.progress)
+        with self._reading_engine.connect() as connection, connection.begin():
+            yield SqlTransaction(InPlace(connection), self.deadlines, self.progress, writing=False)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[SqlTransaction]:
-        with _busy_is_temporary():
-            async with self._turn, self._writing_engine.begin() as connection:
-                transaction = SqlTransaction(connection, self.deadlines, self.progress)
+        async with self._turn:
+            with self._engine.connect() as connection, await _begin(connection):
+                transaction = SqlTransaction(InPlace(connection), self.deadlines, self.progress, writing=True)
                 yield transaction
         for change in transaction.changes:
             if change.after.phase is not change.before:
                 self.progress.pop(change.after.id, None)
             self._told(change)
+        self._count_commit()
 
     async def close(self) -> None:
-        await self._writing_engine.dispose()
+        if self._checkpoint is not None:
+            await self._checkpoint
+        self._engine.dispose()
+
+    def _count_commit(self) -> None:
+        self._unmoved += 1
+        if self._unmoved >= _CHECKPOINT_EVERY and (self._checkpoint is None or self._checkpoint.done()):
+            self._unmoved = 0
+            self._checkpoint = asyncio.create_task(self._move())
+
+    async def _move(self) -> None:
+        try:
+            await asyncio.to_thread(checkpoint, self._engine)
+        except sqlite3.Error as error:
+            # Nothing is lost: the log stays as it is, and is tried again after as many commits.
+            _log.warning("checkpoint_failed", reason=str(error))
 
 
-class _busy_is_temporary:  # noqa: N801 - used like a function
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, PoolTimeout) or (isinstance(error, OperationalError) and "locked" in str(error.orig)):
-            raise Temporary(
-                "the database is busy with other writers: try again in a moment", code="database_busy", delay_s=1.0
-            ) from error
+async def _begin(connection: Connection) -> RootTransaction:
+    """Begins to write once no other process does. Raises Temporary: `database_busy`, after a while."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + _BUSY_S
+    while True:
+        try:
+            return connection.begin()
+        except OperationalError as error:
+            if "locked" not in str(error.orig):
+                raise
+            if loop.time() >= give_up:
+                raise Temporary(
+                    f"another process has been writing to the database for {_BUSY_S:g} s: try again in a moment",
+                    code="database_busy",
+                ) from None
+        await asyncio.sleep(_ASK_AGAIN_S)

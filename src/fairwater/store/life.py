@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import bindparam, delete, insert, select, update
 
 from fairwater.domain.ids import RunNumber, UserId, WorkspaceId
 from fairwater.domain.workspaces.deadlines import Deadline, DeadlineKind, DeadlinePolicy, deadline_on_entering
@@ -24,13 +23,19 @@ from fairwater.domain.workspaces.workspace import (
     transition,
 )
 from fairwater.ports.catalogue import Committed
-from fairwater.store.schema import DeadlineRow, HistoryRow, WorkspaceRow
+from fairwater.store.engine import Statements
+from fairwater.store.schema import DEADLINES, HISTORY, WORKSPACES, HistoryRow
 
 WITH_DEADLINE = select(
-    WorkspaceRow.__table__, DeadlineRow.kind.label("deadline_kind"), DeadlineRow.at.label("deadline_at")
-).outerjoin(DeadlineRow, DeadlineRow.workspace_id == WorkspaceRow.id)
+    WORKSPACES, DEADLINES.c.kind.label("deadline_kind"), DEADLINES.c.at.label("deadline_at")
+).outerjoin(DEADLINES, DEADLINES.c.workspace_id == WORKSPACES.c.id)
 """All that decisions need of a workspace in one row: what `held` reads."""
 
+_WRITE = update(WORKSPACES).where(WORKSPACES.c.id == bindparam("key"))
+_APPEND = insert(HISTORY)
+_SET_DEADLINE = insert(DEADLINES)
+_MOVE_DEADLINE = update(DEADLINES).where(DEADLINES.c.workspace_id == bindparam("key"))
+_CLEAR_DEADLINE = delete(DEADLINES).where(DEADLINES.c.workspace_id == bindparam("key"))
 _HISTORY_SHOWN = 8
 
 
@@ -61,7 +66,7 @@ def held(row: Any) -> Held:
 
 
 async def advance(
-    connection: AsyncConnection,
+    connection: Statements,
     now_held: Held,
     event: Event,
     reason: str,
@@ -98,7 +103,7 @@ async def advance(
 
 
 async def _write_workspace(
-    connection: AsyncConnection,
+    connection: Statements,
     owner: UserId,
     after: Workspace,
     event: Event,
@@ -107,46 +112,45 @@ async def _write_workspace(
     now: datetime,
 ) -> None:
     await connection.execute(
-        update(WorkspaceRow)
-        .where(WorkspaceRow.id == after.id)
-        .values(
-            phase=after.phase.value,
-            reason=after.reason,
-            since=after.since,
-            run=after.run,
-            failure=after.failure,
-            doomed=after.doomed,
-            asked_at=asked_at,
-        )
+        _WRITE,
+        {
+            "key": after.id,
+            "phase": after.phase.value,
+            "reason": after.reason,
+            "since": after.since,
+            "run": after.run,
+            "failure": after.failure,
+            "doomed": after.doomed,
+            "asked_at": asked_at,
+        },
     )
     last = after.history[-1] if after.history else Change(event, after.phase, reason, now)
     await connection.execute(
-        insert(HistoryRow).values(
-            workspace_id=after.id,
-            owner_id=owner,
-            event=event.value,
-            phase=after.phase.value,
-            reason=last.reason,
-            run=after.run,
-            at=now,
-        )
+        _APPEND,
+        {
+            "workspace_id": after.id,
+            "owner_id": owner,
+            "event": event.value,
+            "phase": after.phase.value,
+            "reason": last.reason,
+            "run": after.run,
+            "at": now,
+        },
     )
 
 
 async def _write_deadline(
-    connection: AsyncConnection, workspace: WorkspaceId, before: Deadline | None, after: Deadline | None
+    connection: Statements, workspace: WorkspaceId, before: Deadline | None, after: Deadline | None
 ) -> None:
     if after is None:
-        await connection.execute(delete(DeadlineRow).where(DeadlineRow.workspace_id == workspace))
+        await connection.execute(_CLEAR_DEADLINE, {"key": workspace})
     elif before is None:
-        await connection.execute(insert(DeadlineRow).values(workspace_id=workspace, kind=after.kind.value, at=after.at))
+        await connection.execute(_SET_DEADLINE, {"workspace_id": workspace, "kind": after.kind.value, "at": after.at})
     else:
-        await connection.execute(
-            update(DeadlineRow).where(DeadlineRow.workspace_id == workspace).values(kind=after.kind.value, at=after.at)
-        )
+        await connection.execute(_MOVE_DEADLINE, {"key": workspace, "kind": after.kind.value, "at": after.at})
 
 
-async def _history(connection: AsyncConnection, workspace: WorkspaceId) -> tuple[Change, ...]:
+async def _history(connection: Statements, workspace: WorkspaceId) -> tuple[Change, ...]:
     rows = await connection.execute(
         select(HistoryRow.event, HistoryRow.phase, HistoryRow.reason, HistoryRow.at)
         .where(HistoryRow.workspace_id == workspace)

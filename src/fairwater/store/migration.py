@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from alembic import command
@@ -14,19 +15,26 @@ from sqlalchemy.exc import DatabaseError
 from fairwater.domain.failure import Permanent
 from fairwater.store.engine import open_engine
 
+_BUSY_TIMEOUT_MS = 10_000
 _SCRIPTS = Path(__file__).parent / "migrations"
 
 
 async def upgrade(url: str) -> str:
     """Upgrades the database in one transaction, so that two servers starting at once do it once; returns its revision.
 
+    In a thread of its own, where it may wait.
+
     Raises:
         Permanent: `newer_database`, when a newer Fairwater has written it; `not_a_database`; those of `open_engine`.
     """
-    engine = open_engine(url)
+    return await asyncio.to_thread(_open_and_upgrade, url)
+
+
+def _open_and_upgrade(url: str) -> str:
+    engine = open_engine(url, _BUSY_TIMEOUT_MS)
     try:
-        async with engine.begin() as connection:
-            return await connection.run_sync(_upgrade)
+        with engine.begin() as connection:
+            return _upgrade(connection)
     except DatabaseError as error:
         if "file is not a database" in str(error.orig):
             raise Permanent(
@@ -34,7 +42,7 @@ async def upgrade(url: str) -> str:
             ) from None
         raise
     finally:
-        await engine.dispose()
+        engine.dispose()
 
 
 def _upgrade(connection: Connection) -> str:

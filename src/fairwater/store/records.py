@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
-from sqlalchemy import and_, delete, or_, select, update
+from sqlalchemy import and_, bindparam, delete, or_, select, update
 
 from fairwater.domain.ids import RunNumber, WorkspaceId
 from fairwater.domain.workspaces.classes import WorkspaceClass
@@ -18,7 +18,7 @@ from fairwater.ports.clock import Clock
 from fairwater.ports.records import WorkspaceRecord
 from fairwater.store.database import SqlDatabase
 from fairwater.store.life import WITH_DEADLINE, advance, held
-from fairwater.store.schema import DeadlineRow, WorkspaceRow
+from fairwater.store.schema import WORKSPACES, DeadlineRow, WorkspaceRow
 from fairwater.store.start_request import start_request
 
 _AT_REST = tuple(sorted(phase.value for phase in (*AT_REST, Phase.DELETED)))
@@ -28,6 +28,8 @@ _UNFINISHED = select(WorkspaceRow.id).where(
         and_(WorkspaceRow.phase == Phase.DELETED.value, WorkspaceRow.cleared_at.is_(None)),
     )
 )
+_LOAD = WITH_DEADLINE.where(WORKSPACES.c.id == bindparam("key"))
+_LOAD_AND_HOLD = _LOAD.with_for_update(of=WORKSPACES)
 
 
 class SqlWorkspaceRecords:
@@ -55,7 +57,7 @@ class SqlWorkspaceRecords:
     async def load(self, workspace: WorkspaceId) -> WorkspaceRecord | None:
         """None for a workspace that is unknown or cleared. Raises Permanent: `no_such_class`."""
         async with self._database.read() as transaction:
-            row = (await transaction.connection.execute(WITH_DEADLINE.where(WorkspaceRow.id == workspace))).first()
+            row = (await transaction.connection.execute(_LOAD, {"key": workspace})).first()
         if row is None or row.cleared_at is not None:
             return None
         found = held(row)
@@ -65,9 +67,8 @@ class SqlWorkspaceRecords:
     async def record(
         self, workspace: WorkspaceId, run: RunNumber, event: Event, reason: str, now: datetime
     ) -> Workspace | None:
-        query = WITH_DEADLINE.where(WorkspaceRow.id == workspace).with_for_update(of=WorkspaceRow)
         async with self._database.write() as transaction:
-            row = (await transaction.connection.execute(query)).first()
+            row = (await transaction.connection.execute(_LOAD_AND_HOLD, {"key": workspace})).first()
             if row is None or row.run != run:
                 return None
             after = await advance(

@@ -161,3 +161,10 @@ class HistoryRow(Row):
         Index(None, "owner_id", "sequence"),
         {"sqlite_autoincrement": True},
     )
+
+
+USERS = Row.metadata.tables["users"]
+WORKSPACES = Row.metadata.tables["workspaces"]
+DEADLINES = Row.metadata.tables["deadlines"]
+HISTORY = Row.metadata.tables["history"]
+"""For statements that are built once: SQLAlchemy then finds the compiled ones without looking at their parts."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fairwater.node.init_client import InitClient
-from fairwater.node.init_messages import Command
+from fairwater.node.init_messages import Command, Request, request
 from fairwater.node.init_process import InitProcess
 from fairwater.ports.process import Channel, TerminalSize
 
@@ -32,10 +34,9 @@ class Container:
     client: InitClient
     launcher: subprocess.Popen[str]
 
-    async def run(self, *arguments: str, **options: object) -> tuple[int, bytes, bytes]:
+    async def run(self, *arguments: str, uid: int = 1000) -> tuple[int, bytes, bytes]:
         """Runs a command to its end: status, stdout, stderr."""
-        process = await self.begin(*arguments, **options)
-        return await finish(process)
+        return await finish(await self.begin(*arguments, uid=uid))
 
     async def begin(
         self,
@@ -49,9 +50,25 @@ class Container:
         variables = {"PATH": PATH} if environment is None else environment
         return await self.client.exec(Command(arguments, variables, cwd, uid, uid, groups), terminal)
 
+    @property
+    def children(self) -> list[str]:
+        """The pids, as on the machine, of PID 1's children."""
+        return Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+
+    async def childless(self) -> None:
+        """Waits until PID 1 has no child left."""
+        await becomes(lambda: not self.children)
+
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
         self.launcher.communicate(timeout=20)
+
+
+async def becomes(condition: Callable[[], bool], within_s: float = 30) -> None:
+    """Waits until the machine shows `condition`, which it does not announce."""
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def finish(process: InitProcess, *inputs: bytes) -> tuple[int, bytes, bytes]:
@@ -72,6 +89,7 @@ def init_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = ["-O2", "-static", "-std=c11", "-Wall", "-Wextra", "-Werror"]
     built = subprocess.run(["cc", *flags, "-o", program, SOURCE], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
+    program.chmod(0o711)  # as it is installed: not to be read in the container
     return program
 
 
@@ -97,6 +115,13 @@ def start_container(program: Path, path: Path) -> Container:
         launcher.stdin.write("go\n")
         launcher.stdin.flush()
         pid = int(launcher.stdout.readline())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as first:  # answered once it is itself
+        first.settimeout(20)
+        folder = os.open(path.parent, os.O_PATH)
+        first.connect(f"/proc/self/fd/{folder}/{path.name}")
+        os.close(folder)
+        first.send(request(Request.HELLO))
+        assert first.recv(100)
     return Container(path, pid, InitClient(path, host_ids=HOST_IDS), launcher)
 
 
@@ -117,3 +142,11 @@ def start(init_program: Path) -> Iterator[Callable[[Path], Container]]:
 @pytest.fixture
 def container(start: Callable[[Path], Container], tmp_path: Path) -> Container:
     return start(tmp_path / "init.sock")
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that the workspace's users may write to: pytest's own are for root alone."""
+    with tempfile.TemporaryDirectory(prefix="fairwater-test-") as name:
+        Path(name).chmod(0o777)
+        yield Path(name)

@@ -17,7 +17,7 @@ from fairwater.node.init_messages import Command
 from fairwater.node.init_process import InitProcess
 from fairwater.ports.process import Channel, TerminalSize
 
-from .conftest import HOST_IDS, PATH, Container, finish
+from .conftest import HOST_IDS, PATH, Container, becomes, finish
 
 pytestmark = pytest.mark.root
 
@@ -80,8 +80,7 @@ async def test_supplementary_groups_are_dropped_and_root_is_roots_inside_only(co
     assert (await container.run("id", "-G"))[1] == b"1000\n"
     assert (await container.run("id", "-u", uid=0))[1] == b"0\n"
     process = await container.begin("sleep", "100", uid=0)
-    children = Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()
-    assert [os.stat(f"/proc/{child}").st_uid for child in children] == [HOST_IDS]
+    assert [Path(f"/proc/{child}").stat().st_uid for child in container.children] == [HOST_IDS]
     await process.close()
 
 
@@ -110,7 +109,11 @@ async def test_a_command_may_open_its_streams_by_name(container: Container) -> N
 )
 @pytest.mark.parametrize("terminal", [None, TerminalSize()])
 async def test_what_cannot_run_is_told_before_it_counts_as_started(
-    container: Container, arguments: tuple[str, ...], options: dict[str, object], code: str, terminal: TerminalSize | None
+    container: Container,
+    arguments: tuple[str, ...],
+    options: dict[str, object],
+    code: str,
+    terminal: TerminalSize | None,
 ) -> None:
     with pytest.raises(Permanent) as failure:
         await container.begin(*arguments, terminal=terminal, **options)  # type: ignore[arg-type]
@@ -120,19 +123,13 @@ async def test_what_cannot_run_is_told_before_it_counts_as_started(
 
 
 async def test_the_given_path_is_searched_and_scripts_without_a_first_line_run(
-    container: Container, tmp_path: Path
+    container: Container, shared: Path
 ) -> None:
-    folder = Path("/tmp") / f"fairwater-path-{os.getpid()}"
-    folder.mkdir()
-    try:
-        script = folder / "greet"
-        script.write_text("echo hello $1\n")
-        script.chmod(0o755)
-        found = await container.begin("greet", "you", environment={"PATH": f"/nowhere:{folder}:/usr/bin:/bin"})
-        assert await finish(found) == (0, b"hello you\n", b"")
-    finally:
-        script.unlink()
-        folder.rmdir()
+    script = shared / "greet"
+    script.write_text("echo hello $1\n")
+    script.chmod(0o755)
+    found = await container.begin("greet", "you", environment={"PATH": f"/nowhere:{shared}:/usr/bin:/bin"})
+    assert await finish(found) == (0, b"hello you\n", b"")
 
 
 @pytest.mark.parametrize("name", ["TERM", "SIGKILL", "hup", "USR1"])
@@ -194,36 +191,26 @@ async def test_the_terminal_belongs_to_the_user(container: Container) -> None:
     assert out.replace(b"^D\x08\x08", b"") == b"by-name\r\n1000\r\n"
 
 
-async def test_leaving_hangs_the_command_up(container: Container) -> None:
-    for terminal in (None, TerminalSize()):
-        process = await container.begin(
-            "bash", "-c", "trap 'echo hung up > /tmp/fw-$$; exit' HUP; echo $$; while :; do sleep 0.1; done",
-            terminal=terminal,
-        )  # fmt: skip
-        number = await read_until(process.output(), b"\n")
-        mark = Path("/tmp") / f"fw-{number.strip().decode()}"
+async def test_leaving_hangs_the_command_up(container: Container, shared: Path) -> None:
+    # Nothing may be said on stderr: it has no reader any more, and SIGPIPE would be quicker than the trap.
+    code = "exec 2>/dev/null; trap 'echo hung up > $0; exit' HUP; echo ready; while :; do sleep 0.1; done"
+    for number, terminal in enumerate((None, TerminalSize())):
+        mark = shared / str(number)
+        process = await container.begin("bash", "-c", code, str(mark), terminal=terminal)
+        await read_until(process.output(), b"ready")
         await process.close()
         await process.close()
         with pytest.raises(Temporary):
             await process.wait()
-        await gone(container)
+        await container.childless()
         assert mark.read_text() == "hung up\n"
-        mark.unlink()
-
-
-async def gone(container: Container) -> None:
-    """Waits until PID 1 has no child left."""
-    children = Path(f"/proc/{container.pid}/task/{container.pid}/children")
-    async with asyncio.timeout(20):
-        while children.read_text():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_stopped_command_hears_that_its_client_left(container: Container) -> None:
     process = await container.begin("sh", "-c", "echo ready; kill -STOP $$; sleep 100")
     await read_until(process.output(), b"ready")
     await process.close()
-    await gone(container)
+    await container.childless()
 
 
 async def test_a_command_that_closes_its_streams_runs_on(container: Container) -> None:
@@ -240,17 +227,15 @@ async def test_output_waits_for_its_reader(container: Container) -> None:
     process = await container.begin("sh", "-c", "yes & echo $! >&2; wait")
     output = process.output()
     first = await anext(output)
-    [child, *_] = Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()
+    [child] = container.children
     [yes] = Path(f"/proc/{child}/task/{child}/children").read_text().split()
 
     def written() -> int:
         fields = dict(line.split(": ") for line in Path(f"/proc/{yes}/io").read_text().splitlines())
         return int(fields["wchar"])
 
-    async with asyncio.timeout(20):
-        while (before := written()) < 64 * 1024 or Path(f"/proc/{yes}/stat").read_text().split()[2] != "S":
-            await asyncio.sleep(0.01)
-    assert before < 1 << 20
+    await becomes(lambda: written() >= 64 * 1024 and Path(f"/proc/{yes}/stat").read_text().split()[2] == "S")
+    assert written() < 1 << 20
     assert len(first[1]) <= 64 * 1024
     taken = 0
     async for _, data in output:
@@ -350,11 +335,9 @@ async def test_a_workspace_is_launched_once_and_remembers_it_for_the_next_client
     assert failure.value.code == "other_run"
     # Another agent, after a restart, knows nothing but the path.
     assert await InitClient(container.path).hello() == InitState(1, 3, pid)
-    async with asyncio.timeout(20):
-        while log.read_text() != "1 1000\nerr\n":
-            await asyncio.sleep(0.01)
+    await becomes(lambda: log.read_text() == "1 1000\nerr\n")
     await container.client.terminate()
-    await gone(container)
+    await container.childless()
     assert await container.client.hello() == InitState(1, 3, None)
 
 

@@ -1,6 +1,6 @@
-"""A machine of its own for each test: a network namespace with an uplink to a world beyond it. The real one is left alone.
+"""A machine of its own for each test: a network namespace, with an uplink to a world beyond it.
 
-    workspace ── veth ── machine 203.0.113.2 ── uplink, MTU 1400 ── beyond 203.0.113.1 (DNS), 198.51.100.7, metadata
+workspace ── veth ── machine 203.0.113.2 ── uplink, MTU 1400 ── beyond 203.0.113.1 (DNS), 198.51.100.7, metadata
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,8 +27,10 @@ T = TypeVar("T")
 POOL = "10.213.0.0/16"
 BEYOND_ADDRESSES = ("198.51.100.7", "169.254.169.254", "168.63.129.16", "100.100.100.200", "192.0.0.192")
 UPLINK_MTU = 1400
-WAIT_S = 0.25
-"""How long a check waits for what should not come; what should come takes under 5 ms."""
+WAIT_S = 5.0
+"""How long an answer that should come is waited for; it takes under 5 ms."""
+SILENCE_S = 0.25
+"""How long no answer must come."""
 
 
 class Host:
@@ -49,12 +52,12 @@ class Host:
     def get(self, setting: str) -> str:
         return self.run(lambda: (Path("/proc/sys/net") / setting).read_text().strip())
 
-    def tcp(self, address: str, port: int) -> bool:
+    def tcp(self, address: str, port: int, wait_s: float = WAIT_S) -> bool:
         """Whether an echo comes back over TCP."""
 
         def attempt() -> bool:
             try:
-                with socket.create_connection((address, port), WAIT_S) as tcp:
+                with socket.create_connection((address, port), wait_s) as tcp:
                     tcp.sendall(b"hello")
                     return tcp.recv(16) == b"hello"
             except OSError:
@@ -62,17 +65,20 @@ class Host:
 
         return self.run(attempt)
 
-    def udp(self, address: str, port: int) -> bool:
+    def udp(self, address: str, port: int, wait_s: float = WAIT_S) -> bool:
         """Whether an echo comes back over UDP."""
-        return self.run(lambda: exchange(socket.socket(family(address), socket.SOCK_DGRAM), (address, port), b"hello"))
+        return self.run(lambda: exchange(0, (address, port), b"hello", wait_s))
 
-    def ping(self, address: str) -> bool:
+    def ping(self, address: str, wait_s: float = WAIT_S) -> bool:
         request = b"\x08\x00\x00\x00\x00\x00\x00\x01fairwater"
+        return self.run(lambda: exchange(socket.IPPROTO_ICMP, (address, 0), request, wait_s))
 
-        def attempt() -> bool:
-            return exchange(socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP), (address, 0), request)
-
-        return self.run(attempt)
+    def cut_off(self, address: str, port: int | None = None, kind: str = "tcp udp") -> bool:
+        """Whether nothing answers: over TCP and UDP at `port`, or to a ping where no port is given."""
+        if port is None:
+            return not self.ping(address, SILENCE_S)
+        attempts = {"tcp": self.tcp, "udp": self.udp}
+        return not any(attempts[one](address, port, SILENCE_S) for one in kind.split())
 
 
 class Machine(Host):
@@ -105,10 +111,10 @@ class Machine(Host):
         """An echo server on `host`, TCP and UDP, until the test ends."""
         self._stack.callback(EchoServer([host.run(lambda: listen(address, port))]).close)
 
-    def name_server(self, host: Host, address: str) -> None:
-        """A DNS server on `host` that answers every question without a record, until the test ends."""
+    def name_server(self, host: Host, address: str, deaf_to: int = 0) -> None:
+        """A DNS server on `host` that answers every question but the first `deaf_to`, until the test ends."""
         udp = host.run(lambda: bound(address, 53))
-        thread = threading.Thread(target=answer_questions, args=(udp,))
+        thread = threading.Thread(target=answer_questions, args=(udp, deaf_to))
         thread.start()
 
         def stop() -> None:
@@ -136,33 +142,32 @@ def run(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
 def bound(address: str, port: int) -> socket.socket:
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.bind((address, port))
     return udp
 
 
-def exchange(opened: socket.socket, target: tuple[str, int], data: bytes) -> bool:
-    with opened:
-        opened.settimeout(WAIT_S)
+def exchange(protocol: int, target: tuple[str, int], data: bytes, wait_s: float) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, protocol) as datagrams:
+        datagrams.settimeout(wait_s)
         try:
-            opened.connect(target)
-            opened.send(data)
-            return len(opened.recv(64)) == len(data)
+            datagrams.connect(target)
+            datagrams.send(data)
+            return len(datagrams.recv(64)) == len(data)
         except OSError:
             return False
 
 
-def answer_questions(udp: socket.socket) -> None:
-    while True:
+def answer_questions(udp: socket.socket, deaf_to: int) -> None:
+    for number in count():
         question, sender = udp.recvfrom(512)
         if not question:
             return
-        udp.sendto(question[:2] + bytes([question[2] | 0x80]) + question[3:], sender)
+        if number < deaf_to:
+            continue
+        with suppress(OSError):  # no way back to who asked
+            udp.sendto(question[:2] + bytes([question[2] | 0x80]) + question[3:], sender)
 
 
 @pytest.fixture

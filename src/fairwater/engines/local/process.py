@@ -101,7 +101,10 @@ class RemoteProcess:
         """The agent hangs the command up when the connection goes."""
         self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)
-        await self._connection.close()
+        if self._ended.done():
+            await self._connection.close()
+        else:
+            self._connection.transport.abort()  # a close in good order would wait behind what is still to be sent
         if not self._ended.done():
             self._ended.set_exception(Temporary("the command was left before it ended", code="connection_lost"))
         self._ended.exception()  # nobody need ask for it

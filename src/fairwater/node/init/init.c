@@ -6,7 +6,9 @@
  * what travels on it. The agent may die and connect again at any time; PID 1 never exits by itself.
  *
  * Processes of the container are its enemies: it cannot be traced (not dumpable), allocates nothing, waits only in
- * poll, opens no path that they could replace by something that blocks, and answers nobody of its own PID namespace. */
+ * poll, opens no path that they could replace by something that blocks, and answers nobody of its own PID namespace.
+ * Install it with mode 0711, owned by the machine's root: a program that the container may not read belongs, as a
+ * process, to the user namespace above it, and then not even CAP_SYS_PTRACE in the container opens /proc/1. */
 #define _GNU_SOURCE
 #include <poll.h>
 #include <stdio.h>

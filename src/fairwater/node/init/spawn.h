@@ -10,6 +10,7 @@
 #include <linux/capability.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -64,28 +65,36 @@ static int open_terminal(const struct command *command, int *master, int *slave)
     return error;
 }
 
-/* In the child. With the memory limit reached, the kernel should take a command before it takes PID 1. */
+/* In the child: stdin, stdout and stderr, and `report` as the only other descriptor; 0 or an errno. */
+static int take_streams(const struct command *command, const int streams[STREAMS], int slave, int *report) {
+    if (command->terminal && command->uid && fchown(slave, command->uid, (gid_t)-1))
+        return errno; /* else what opens the terminal by its name (`tmux`, `gpg`) would be refused */
+    if (command->terminal && ioctl(slave, TIOCSCTTY, 0))
+        return errno;
+    for (int i = 0; i < STREAMS; i++)
+        if (dup2(command->terminal ? slave : streams[i], i) < 0)
+            return errno;
+    if (*report != STREAMS && (dup2(*report, STREAMS) < 0))
+        return errno;
+    *report = STREAMS;
+    if (syscall(SYS_close_range, STREAMS + 1, ~0U, 0)) /* older than Linux 5.9 */
+        for (int i = STREAMS + 1; i < 4096; i++)
+            close(i);
+    return fcntl(*report, F_SETFD, FD_CLOEXEC) ? errno : 0;
+}
+
+/* In the child. With the memory limit reached, the kernel should take a command before it takes PID 1.
+ * A process that is not dumpable may not write its own score. Nothing of PID 1's is open here any more, so for this
+ * moment it may be looked at by root of the same container, whose process it is going to be. */
 static void offer_to_oom_killer(void) {
+    prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
     int file = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
     if (file >= 0) {
         ssize_t written = write(file, "300", 3);
         (void)written; /* refused where the score is higher already */
         close(file);
     }
-}
-
-/* In the child: stdin, stdout and stderr, and nothing else across the exec; 0 or an errno. */
-static int take_streams(const struct command *command, const int streams[STREAMS], int slave) {
-    if (command->terminal && command->uid && fchown(slave, command->uid, (gid_t)-1))
-        return errno; /* else `tmux` and `> /dev/tty`'s real name would fail */
-    if (command->terminal && ioctl(slave, TIOCSCTTY, 0))
-        return errno;
-    for (int i = 0; i < STREAMS; i++)
-        if (dup2(command->terminal ? slave : streams[i], i) < 0)
-            return errno;
-    /* All were opened close-on-exec; this is for one that was forgotten. Not every kernel has it. */
-    syscall(SYS_close_range, 3, ~0U, 1U << 2 /* CLOSE_RANGE_CLOEXEC */);
-    return 0;
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 }
 
 /* In the child: becomes the user, and checks that it did; 0 or an errno. */
@@ -115,9 +124,9 @@ static _Noreturn void run_command(struct command *command, const int streams[STR
     sigset_t none;
     sigemptyset(&none);
     setsid();
-    offer_to_oom_killer();
-    outcome.error = take_streams(command, streams, slave);
+    outcome.error = take_streams(command, streams, slave, &report);
     if (!outcome.error) {
+        offer_to_oom_killer();
         outcome.where = AT_USER;
         outcome.error = become_user(command);
     }

@@ -16,7 +16,7 @@ from fairwater.domain.failure import Permanent, Temporary
 from fairwater.ports.process import Channel, Process
 from fairwater.server.authentication import Principal
 from fairwater.server.authorisation import Caller, workspace_for
-from fairwater.server.commands import Collected, Piece, alarm, begin, exec_request, fed, story
+from fairwater.server.commands import Collected, Piece, alarm, begin, cut_off, exec_request, fed, story
 from fairwater.server.idempotency import Once, Reply
 from fairwater.server.messages import RunCommand
 from fairwater.server.services import services_of
@@ -128,4 +128,4 @@ def _unfinished(overdue: asyncio.Event, body: RunCommand) -> Permanent:
             f"the command took longer than {body.timeout_s:g} s and was hung up: give it more with timeout_s",
             code="exec_timeout",
         )
-    return Permanent("the command was hung up: the server is stopping, or you may no longer run it", code="cut_off")
+    return cut_off()

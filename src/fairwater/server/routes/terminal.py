@@ -1,33 +1,29 @@
 """Commands and terminals in a workspace, by WebSocket: the frames of `ports/process.py`, relayed both ways.
 
-Nothing is gathered on the way: output waits until the reader has taken what came before, and so does input until the
-command reads it.
+Decides who may open one, and until when; how streams travel is `serving.command_session`'s business.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-from typing import Any
+import contextlib
 
 from fastapi import APIRouter, WebSocket
 from pydantic import ValidationError
 from starlette.websockets import WebSocketDisconnect
 
-from fairwater.domain.failure import Permanent, Temporary
-from fairwater.ports.process import Channel, Process, TerminalSize
+from fairwater.domain.failure import Permanent
 from fairwater.server.authorisation import Caller, workspace_for
-from fairwater.server.commands import begin, exec_request, story
-from fairwater.server.messages import OpenTerminal, Terminal
+from fairwater.server.commands import begin, cut_off, exec_request
+from fairwater.server.messages import OpenTerminal
 from fairwater.server.services import services_of
-from fairwater.server.streams import Watched, finish
-from fairwater.serving.peers import LEFT, STOPPING
+from fairwater.serving.command_session import serve_command
+from fairwater.serving.frames import failure_frame
+from fairwater.serving.peers import STOPPING
 
 SUBPROTOCOL = "fairwater.exec.v1"
 router = APIRouter(prefix="/workspaces", tags=["exec"])
 _FIRST_MESSAGE_S = 10.0
-_INPUT_FRAMES = 16
-_SIGNALS = frozenset({"HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP", "TSTP", "WINCH"})
 
 
 @router.websocket("/{workspace}/exec")
@@ -40,29 +36,31 @@ async def exec_terminal(websocket: WebSocket, who: Caller, workspace: str) -> No
         raise Permanent(f"the only sub-protocol here is {SUBPROTOCOL}", code="bad_subprotocol")
     await websocket.accept(SUBPROTOCOL if offered else None)
     revoked = asyncio.Event()
-    last: dict[str, Any] | None
-    try:
-        with services.authenticator.staying(who, revoked):
-            body = await _first_message(websocket)
-            process = await begin(services, entry, exec_request(body))
-            try:
-                last = await _relay(websocket, process, revoked)
-            finally:
-                await finish(process.close())
-    except (Temporary, Permanent) as failure:
-        last = {"error": {"code": failure.code, "message": failure.message}}
-    except WebSocketDisconnect:
-        return
-    if last is not None:
+    with services.authenticator.staying(who, revoked):
         try:
-            await websocket.send_bytes(bytes([Channel.CONTROL]) + json.dumps(last).encode())
-            await websocket.close(1000)
-        except (WebSocketDisconnect, RuntimeError):
-            return  # they left before the last word
+            body = await _first_message(websocket)
+        except Permanent as failure:
+            await _end(websocket, failure)
+            return
+        except WebSocketDisconnect:
+            return
+        session = asyncio.create_task(serve_command(websocket, begin(services, entry, exec_request(body))))
+        stopping: asyncio.Event | None = websocket.scope.get(STOPPING)
+        ends = [asyncio.ensure_future(end.wait()) for end in (revoked, stopping) if end is not None]
+        try:
+            await asyncio.wait({session, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in (session, *ends):
+                one.cancel()
+            await asyncio.wait({session})  # hangs the command up
+        if session.cancelled():
+            await _end(websocket, cut_off())
+        else:
+            session.result()
 
 
 async def _first_message(websocket: WebSocket) -> OpenTerminal:
-    """Raises Permanent: `bad_first_message`."""
+    """Raises Permanent: `bad_first_message`; WebSocketDisconnect."""
     try:
         async with asyncio.timeout(_FIRST_MESSAGE_S):
             message = await websocket.receive()
@@ -78,82 +76,7 @@ async def _first_message(websocket: WebSocket) -> OpenTerminal:
         raise Permanent(f"{where}: {first['msg']}", code="bad_first_message") from None
 
 
-async def _relay(websocket: WebSocket, process: Process, revoked: asyncio.Event) -> dict[str, Any] | None:
-    """The last frame's content; None where nobody is left to get it. Raises Permanent: `bad_frame`, `cut_off`."""
-    over = asyncio.Event()
-    reading = asyncio.create_task(_read(websocket, process, over))
-    scope = websocket.scope
-    watched = Watched(story(process), over, revoked, scope.get(STOPPING), scope.get(LEFT))
-    try:
-        async for piece in watched.items():
-            if isinstance(piece, int):
-                return {"exit": piece}
-            await websocket.send_bytes(bytes([piece[0]]) + piece[1])
-    finally:
-        if not reading.done():
-            reading.cancel()
-            await asyncio.wait({reading})
-        await watched.close()
-    if over.is_set() and not reading.cancelled():
-        reading.result()
-        return None
-    raise Permanent("the command was hung up: the server is stopping, or you may no longer run it", code="cut_off")
-
-
-async def _read(websocket: WebSocket, process: Process, over: asyncio.Event) -> None:
-    """Frames towards the command, until the client leaves. Raises Permanent: `bad_frame`."""
-    # Input has a queue of its own, so that a signal still arrives while the command does not read.
-    queue: asyncio.Queue[bytes] = asyncio.Queue(_INPUT_FRAMES)
-    writing = asyncio.create_task(_write(process, queue))
-    try:
-        while True:
-            message = await websocket.receive()
-            if message["type"] == "websocket.disconnect":
-                return
-            frame: bytes = message.get("bytes") or b""
-            if not frame or frame[0] not in {Channel.STDIN, Channel.CONTROL}:
-                raise _bad_frame("a frame towards a command begins with 0 (standard input) or 3 (control)")
-            if frame[0] == Channel.CONTROL:
-                await _control(process, frame[1:], queue)
-            elif len(frame) > 1:
-                await queue.put(frame[1:])
-    finally:
-        writing.cancel()
-        over.set()
-
-
-async def _write(process: Process, queue: asyncio.Queue[bytes]) -> None:
-    broken = False
-    while True:
-        data = await queue.get()
-        try:
-            if not broken:
-                await process.write(data)
-        except (Temporary, Permanent):
-            broken = True  # it reads no more; how it ended is told by its exit status
-
-
-async def _control(process: Process, content: bytes, queue: asyncio.Queue[bytes]) -> None:
-    try:
-        order = json.loads(content)
-    except (ValueError, RecursionError):
-        raise _bad_frame("a control frame is one JSON object") from None
-    try:
-        match order:
-            case {"resize": [int(rows), int(columns)]}:
-                size = Terminal(rows=rows, columns=columns)
-                await process.resize(TerminalSize(size.rows, size.columns))
-            case {"signal": str(name)} if name in _SIGNALS:
-                await process.signal(name)
-            case {"eof": True}:
-                await queue.put(b"")
-            case _:
-                raise _bad_frame('control is {"resize": [rows, columns]}, {"signal": NAME} or {"eof": true}')
-    except ValidationError:
-        raise _bad_frame("a terminal has 1 to 2000 rows and columns") from None
-    except Temporary:
-        return  # it ended meanwhile
-
-
-def _bad_frame(message: str) -> Permanent:
-    return Permanent(message, code="bad_frame")
+async def _end(websocket: WebSocket, failure: Permanent) -> None:
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # RuntimeError: it was closed meanwhile
+        await websocket.send_bytes(failure_frame(failure))
+        await websocket.close()

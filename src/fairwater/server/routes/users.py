@@ -39,9 +39,10 @@ async def list_users(request: Request, who: Caller, limit: Limit = 50, cursor: C
 async def create_user(request: Request, who: Caller, body: CreateUser) -> Response:
     """In the organisation of that name, which is made where there is none."""
     services = services_of(request)
+    organisation = body.organisation or next((one.name for one in who.account.organisations), "default")
 
     async def act(transaction: Transaction) -> Reply:
-        account = await transaction.accounts.add(body.name, body.role, body.organisation, services.clock.now())
+        account = await transaction.accounts.add(body.name, body.role, organisation, services.clock.now())
         _log.info("user_created", user=account.id, role=account.role, by=who.id)
         return Reply(201, account_document(account), location=f"/api/v1/users/{account.id}")
 
