@@ -15,8 +15,9 @@ from fairwater.domain.failure import Permanent
 from fairwater.ports.process import Channel, ExecRequest, TerminalSize
 from fairwater.serving.frames import STARTED
 
-from .conftest import API, ScriptedProcess, World
+from .conftest import API, World
 from .streaming import Listener
+from .tiny_agent import ScriptedProcess
 
 OUTPUT = [(Channel.STDOUT, b"hello "), (Channel.STDERR, b"oh\xff"), (Channel.STDOUT, b"world\n")]
 

@@ -12,7 +12,8 @@ import pytest
 from fairwater.domain.failure import Permanent
 from fairwater.ports.process import Channel
 
-from .conftest import API, ScriptedProcess, World
+from .conftest import API, World
+from .tiny_agent import ScriptedProcess
 
 KEY = {"Idempotency-Key": "3f1c"}
 ORDER = {"context_url": "https://example.org/team/repo"}

@@ -15,8 +15,9 @@ from fairwater.domain.ids import UserId
 from fairwater.ports.accounts import Role
 from fairwater.server.authorisation import RULES
 
-from .conftest import ScriptedProcess, World
+from .conftest import World
 from .streaming import Listener
+from .tiny_agent import ScriptedProcess
 
 WHO = ("anonymous", "other member", "owner", "operator", "admin", "blocked")
 

@@ -18,7 +18,8 @@ from fairwater.ports.process import Channel
 from fairwater.serving.frames import STARTED
 from fairwater.serving.serve import serve
 
-from .conftest import API, ScriptedProcess, World
+from .conftest import API, World
+from .tiny_agent import ScriptedProcess
 
 CHUNK = b"x" * 65536
 BOUND_S = 10.0

@@ -81,9 +81,24 @@ class Installation:
 
     def run(self) -> int:
         """Until Ctrl-C, or until it cannot go on."""
-        settings, data = self.settings, self.data
+        data = self.data
         preparation.check_format(data)
-        root = os.geteuid() == 0
+        with suppress(OSError):
+            data.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not os.access(data.root, os.W_OK | os.X_OK):
+            raise Permanent(f"this user cannot write to {data.root}: give another --data-dir", code="bad_data_dir")
+        lock = preparation.lock(data, self.settings.server.listen, _tell)
+        try:
+            account = self._prepare()
+            with Interrupts() as interrupts:
+                return self._supervise(Supervisor(self._parts(account), lock, _tell, interrupts))
+        finally:
+            os.close(lock)
+
+    def _prepare(self) -> preparation.Account | None:
+        """The rest of the checks, and the layout; the account that the server runs as, None for this user's own."""
+        settings, data, root = self.settings, self.data, os.geteuid() == 0
+        preparation.check_port(settings.server.listen)
         runtime = settings.node.runtime
         if root and runtime != "plain" and shutil.which(runtime) is None:
             raise Permanent(
@@ -93,22 +108,12 @@ class Installation:
             )
         for line in () if root else _NOT_ISOLATED:
             _tell(line)
-        with suppress(OSError):
-            data.root.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if not os.access(data.root, os.W_OK | os.X_OK):
-            raise Permanent(f"this user cannot write to {data.root}: give another --data-dir", code="bad_data_dir")
-        lock = preparation.lock(data, settings.server.listen, _tell)
-        preparation.check_port(settings.server.listen)
         account = preparation.ensure_account(settings.server.user, _tell) if root else None
         preparation.lay_out(data, account)
         if account is not None:
             preparation.check_reach(data, account)
         preparation.mark_format(data)
-        try:
-            with Interrupts() as interrupts:
-                return self._supervise(Supervisor(self._parts(account), lock, _tell, interrupts))
-        finally:
-            os.close(lock)
+        return account
 
     def _supervise(self, supervisor: Supervisor) -> int:
         try:

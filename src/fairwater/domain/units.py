@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import NewType
 
 from fairwater.domain.failure import Permanent
@@ -20,6 +21,8 @@ _SIZE_FACTORS = {
     "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB, "K": KIB, "M": MIB, "G": GIB, "T": TIB,
     "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
 }  # fmt: skip
+_SIZE_END = 1 << 63
+_SECONDS_MAX = 10 * 366 * 86400
 _TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)?\s*")
 _TIME_FACTORS = {"ms": 0.001, "s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
 
@@ -33,7 +36,10 @@ def parse_bytes(text: str | int) -> Bytes:
     match = _SIZE.fullmatch(str(text))
     if not match:
         raise Permanent(f"{str(text)[:40]!r} is not a size: write it as 512MiB or 10GiB", code="bad_size")
-    return Bytes(int(float(match[1]) * _SIZE_FACTORS[match[2] or "B"]))
+    size = int(Decimal(match[1]) * _SIZE_FACTORS[match[2] or "B"])
+    if size >= _SIZE_END:
+        raise Permanent(f"{str(text)[:40]!r} is more than any disk: at most {_SIZE_END - 1} bytes", code="bad_size")
+    return Bytes(size)
 
 
 def parse_seconds(text: str | float) -> Seconds:
@@ -45,7 +51,10 @@ def parse_seconds(text: str | float) -> Seconds:
     match = _TIME.fullmatch(str(text))
     if not match:
         raise Permanent(f"{str(text)[:40]!r} is not a duration: write it as 90s, 15min or 2h", code="bad_duration")
-    return Seconds(float(match[1]) * _TIME_FACTORS[match[2] or "s"])
+    seconds = float(match[1]) * _TIME_FACTORS[match[2] or "s"]
+    if seconds > _SECONDS_MAX:
+        raise Permanent(f"{str(text)[:40]!r} is longer than ten years", code="bad_duration")
+    return Seconds(seconds)
 
 
 def format_bytes(size: int) -> str:

@@ -32,6 +32,7 @@ class Entry:
     content_ready: bool = False
     failure: str | None = None
     code: str | None = None
+    revision: int = 0
 
 
 _ENTRY = TypeAdapter(Entry)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from fairwater.domain.failure import Permanent
@@ -57,6 +57,7 @@ class RunTable:
 
     def change(self, entry: Entry) -> None:
         """Writes `entry` into the journal and tells it."""
+        entry = replace(entry, revision=entry.revision + 1)
         self.journal.put(entry)
         if entry.state is not RunState.STARTING:
             self.live(entry.workspace).settled.set()
@@ -74,8 +75,9 @@ class RunTable:
         live = self._live.get(entry.workspace)
         progress = live.progress if live else None
         return RunFacts(
-            entry.workspace, entry.run, entry.state, entry.reason, entry.since, progress, entry.failure, entry.code
-        )
+            entry.workspace, entry.run, entry.state, entry.reason, entry.since, progress, entry.failure, entry.code,
+            entry.revision,
+        )  # fmt: skip
 
     def publish(self, entry: Entry) -> None:
         facts = self.facts(entry)

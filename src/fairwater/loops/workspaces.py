@@ -17,7 +17,15 @@ from fairwater.domain.failure import Permanent, Temporary
 from fairwater.domain.ids import WorkspaceId
 from fairwater.domain.plan import Plan
 from fairwater.domain.reading import Known, Missing, Reading, Stale
-from fairwater.domain.workspaces.control import AskStart, AskStop, DeleteVolume, Record, Step, plan_workspace
+from fairwater.domain.workspaces.control import (
+    AskFacts,
+    AskStart,
+    AskStop,
+    DeleteVolume,
+    Record,
+    Step,
+    plan_workspace,
+)
 from fairwater.domain.workspaces.run import Progress, RunFacts
 from fairwater.domain.workspaces.workspace import STARTING, Event
 from fairwater.loops.runner import LoopRunner
@@ -40,13 +48,16 @@ class NodeWatch:
         self._facts: dict[WorkspaceId, RunFacts] = {}
         self._broken: str | None = "the node has not been asked yet"
         self._complete = False
+        self._asked = clock.now()
 
     def reading(self, workspace: WorkspaceId) -> Reading[RunFacts | None]:
         if not self._complete:
             return Missing(self._broken or "the node has not been asked yet")
         facts = self._facts.get(workspace)
-        now = self._clock.now()
-        return Stale(facts, now, self._broken) if self._broken else Known(facts, now)
+        if self._broken:
+            return Stale(facts, self._asked, self._broken)
+        # What the node has said holds until it says otherwise; that it has said nothing held when it was asked.
+        return Known(facts, self._asked if facts is None else self._clock.now())
 
     @property
     def broken(self) -> str | None:
@@ -56,11 +67,21 @@ class NodeWatch:
     def learn(self, facts: RunFacts) -> None:
         """Keeps `facts`, unless something of a later run is known."""
         known = self._facts.get(facts.workspace)
-        if known is None or (known.run, known.since) <= (facts.run, facts.since):
+        if known is None or (known.run, known.revision) <= (facts.run, facts.revision):
             self._facts[facts.workspace] = facts
 
     def forget(self, workspace: WorkspaceId) -> None:
         self._facts.pop(workspace, None)
+
+    async def ask(self) -> None:
+        """Reads everything anew. Raises Temporary where the node does not answer."""
+        asked = self._clock.now()
+        answer = {facts.workspace: facts for facts in await self._agent.runs()}
+        for workspace in set(self._facts) - set(answer):
+            del self._facts[workspace]
+        for facts in answer.values():
+            self.learn(facts)
+        self._asked = asked
 
     async def follow(self) -> None:
         """Reads everything, then every change; after a break, again. Runs until cancelled."""
@@ -71,9 +92,9 @@ class NodeWatch:
                 first = asyncio.ensure_future(anext(changes))
                 # The stream is open before everything is read, so that no change falls between the two.
                 await asyncio.sleep(0)
-                everything = {facts.workspace: facts for facts in await self._agent.runs()}
-                self._facts, self._broken, self._complete = everything, None, True
-                for facts in everything.values():
+                await self.ask()
+                self._broken, self._complete = None, True
+                for facts in tuple(self._facts.values()):
                     self._changed(facts)
                 facts = await first
                 while True:
@@ -112,6 +133,8 @@ class WorkspaceReconciler:
     async def apply(self, key: WorkspaceId, step: tuple[Step, WorkspaceRecord]) -> None:
         todo, record = step
         match todo:
+            case AskFacts():
+                await self._watch.ask()
             case AskStart():
                 self._watch.learn(await self._agent.start_run(key, record.request))
             case AskStop(run, force):

@@ -37,7 +37,7 @@ from fairwater.ports.sandboxes import Admission, Launcher, Sandbox, Sandboxes, T
 
 HELPER_LIMITS = WorkspaceClass("content", cpu_cores=2, memory=Bytes(2 * GIB), processes=512, disk=Bytes(0))
 _ORIGIN = "/mnt/origin"
-_INCOMING = "/workspace/.incoming"
+_INCOMING = "/workspace/.fairwater-incoming"
 _PREPARE = f"rm -rf {_INCOMING} && mkdir {_INCOMING} {_INCOMING}/home && cp -rn /etc/skel/. {HOME}/"
 _MARK = "content-ready"
 

@@ -148,10 +148,14 @@ class ParkedSandboxes:
         if held is None or held.sandbox().id != sandbox.id:
             return
         self._unwatch(held.slot.number)
-        await asyncio.to_thread(self._slots.kill, held.slot)
+        await asyncio.to_thread(self._kill, held.slot)
         (held.slot.folder / "tenant.json").unlink(missing_ok=True)
         del self._held[sandbox.tenant]
         self._clear_behind(held.slot.number)
+
+    def _kill(self, slot: Slot) -> None:
+        self._network.close(slot.number)
+        self._slots.kill(slot)
 
     # --- ports.sandboxes.Launcher -------------------------------------------------------------------------------
 
@@ -259,7 +263,14 @@ class ParkedSandboxes:
             try:
                 await asyncio.wait_for(self._wanted.wait(), delay_s)
             except TimeoutError:
-                continue
+                await self._repair_network()
+
+    async def _repair_network(self) -> None:
+        """Somebody else may have flushed the machine's rules; nobody tells."""
+        try:
+            await asyncio.to_thread(self._network.prepare)
+        except (Temporary, Permanent) as failure:
+            self._log.warning("network_not_prepared", reason=failure.message)
 
     def _clear_behind(self, number: int) -> None:
         async def clear() -> None:

@@ -38,7 +38,8 @@ class Context:
 
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,99}")
+_FORGES = frozenset({"github.com", "gitlab.com", "bitbucket.org"})
 _HOST = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*|\[[0-9A-Fa-f:.]+\]"
 )
@@ -63,7 +64,7 @@ def parse_context(url: str) -> Context:
         raise _bad("a git URL is needed, such as https://github.com/org/repo")
     if len(text) > _MAX_LENGTH:
         raise _bad(f"a git URL has at most {_MAX_LENGTH} characters")
-    if any(ord(sign) < 33 or ord(sign) == 127 for sign in text):
+    if " " in text or not text.isprintable():
         raise _bad(f"{text[:80]!r} holds white space or control characters; write a space in a URL as %20")
     scp = _SCP.fullmatch(text)
     if scp and "://" not in text:
@@ -77,8 +78,13 @@ def parse_context(url: str) -> Context:
     if parts.scheme not in set(Scheme):
         raise _bad(f"{text[:80]!r} does not begin with https://, ssh://, git@host: or file://")
     scheme = Scheme(parts.scheme)
+    for part in (unquote(parts.path), unquote(parts.fragment)):
+        if not part.isprintable():
+            raise _bad(f"{text[:80]!r} holds control characters or bytes that are not UTF-8")
     if scheme is Scheme.FILE:
         return _local(unquote(parts.path), parts.netloc, unquote(parts.fragment))
+    if port == 0:
+        raise _bad("port 0 is not a port: leave it out, or give the one of the server")
     if parts.password or (parts.username and scheme is not Scheme.SSH):
         raise _bad("a git URL must not carry a user name or password: it would be kept and shown")
     host = parts.hostname or ""
@@ -87,13 +93,15 @@ def parse_context(url: str) -> Context:
         raise _bad(f"{shown[:80]!r} is not a host name")
     if parts.username and not (_USER.fullmatch(parts.username) and not parts.username.startswith("-")):
         raise _bad("the user name in the URL may hold letters, digits, '.', '_' and '-'")
+    if parts.query and host not in _FORGES:  # there, it says how a page is shown
+        raise _bad(f"{text[:80]!r} has a query: leave out what follows the '?'")
     path, ref = _page(host, unquote(parts.path))
     ref = _ref(unquote(parts.fragment)) if parts.fragment else ref
     segments = [segment for segment in path.split("/") if segment]
     if not segments or any(segment in {".", ".."} or segment.startswith("-") for segment in segments):
         raise _bad(f"{text[:80]!r} names no repository: it should read {scheme}://{shown}/organisation/repository")
     user = f"{parts.username}@" if parts.username else "git@" if scheme is Scheme.SSH else ""
-    netloc = f"{user}{shown}" + (f":{port}" if port else "")
+    netloc = f"{user}{shown}" + (f":{port}" if port is not None else "")
     clone_url = f"{scheme}://{netloc}/{'/'.join(_quote(segment) for segment in segments)}"
     return Context(clone_url, scheme, host, _folder(segments[-1]), ref)
 
@@ -104,29 +112,27 @@ def _local(path: str, host: str, fragment: str) -> Context:
     segments = [segment for segment in path.split("/") if segment]
     if not segments or any(segment in {".", ".."} for segment in segments):
         raise _bad("a file:// URL needs an absolute path without '..', such as file:///srv/git/repo")
-    return Context(
-        "file:///" + "/".join(segments), Scheme.FILE, "", _folder(segments[-1]), _ref(fragment) if fragment else None
-    )
+    clone_url = "file:///" + "/".join(_quote(segment) for segment in segments)
+    return Context(clone_url, Scheme.FILE, "", _folder(segments[-1]), _ref(fragment) if fragment else None)
 
 
 def _page(host: str, path: str) -> tuple[str, str | None]:
     """Splits the path of a page (`/org/repo/tree/branch`) into the repository's path and the ref."""
-    for marker in ("/-/tree/", "/-/commit/", "/-/tags/", "/-/blob/"):  # GitLab, on any host
-        if marker in path:
-            repository, _, ref = path.partition(marker)
-            return repository, _ref(ref.strip("/"))
+    repository, on_gitlab, page = path.partition("/-/")  # GitLab, on any host
     segments = path.strip("/").split("/")
-    if len(segments) > 3 and (host == "github.com" or host == "bitbucket.org" or segments[2] in {"tree", "commit"}):
+    if on_gitlab:
+        kind, *rest = page.strip("/").split("/")
+    elif len(segments) > 2 and (host in {"github.com", "bitbucket.org"} or segments[2] in {"tree", "commit"}):
         repository, kind, rest = "/".join(segments[:2]), segments[2], segments[3:]
-        if kind in {"tree", "commit", "commits", "src"}:
-            return repository, _ref("/".join(rest))
-        if kind == "releases" and rest[0] == "tag" and len(rest) > 1:
-            return repository, _ref("/".join(rest[1:]))
-        if host in {"github.com", "bitbucket.org"}:
-            raise _bad(
-                f"a page of kind '{kind}' is not supported; give the repository, a branch (/tree/…), tag or commit"
-            )
-    return path, None
+    else:
+        return path, None
+    if rest and kind in {"tree", "commit", "commits", "tags"}:
+        return repository, _ref("/".join(rest))
+    if rest and kind == "src":  # Bitbucket: a branch, then a path in it
+        return repository, _ref(rest[0])
+    if kind == "releases" and len(rest) > 1 and rest[0] == "tag":
+        return repository, _ref("/".join(rest[1:]))
+    raise _bad(f"a page of kind '{kind}' is not supported; give the repository, a branch (/tree/…), tag or commit")
 
 
 def _ref(text: str) -> str:
@@ -134,10 +140,12 @@ def _ref(text: str) -> str:
     bad = (
         not text
         or len(text) > 250
+        or text == "@"
         or text.startswith(("-", "/", "."))
         or text.endswith(("/", ".", ".lock"))
-        or any(part in text for part in ("..", "@{", "//", "\\", "/."))
-        or any(ord(sign) < 33 or ord(sign) == 127 or sign in "~^:?*[" for sign in text)
+        or any(part in text for part in ("..", "@{", "//", "\\", "/.", ".lock/"))
+        or not text.isprintable()
+        or any(sign in " ~^:?*[" for sign in text)
     )
     if bad:
         raise _bad(f"{text[:80]!r} is not the name of a branch, tag or commit")
@@ -146,7 +154,7 @@ def _ref(text: str) -> str:
 
 def _folder(segment: str) -> str:
     name = segment.removesuffix(".git")
-    if not _NAME.fullmatch(name) or name == "..":
+    if not _NAME.fullmatch(name) or name in {".", "..", ".git"} or name.startswith(".fairwater"):
         raise _bad(f"{segment[:80]!r} cannot be the name of a repository's folder: letters, digits, '.', '_', '-'")
     return name
 

@@ -14,6 +14,11 @@ from fairwater.domain.workspaces.workspace import STARTING, Event, Phase, Worksp
 
 
 @dataclass(frozen=True, slots=True)
+class AskFacts:
+    """Ask the node what it knows now: what was heard before the phase was entered proves nothing about it."""
+
+
+@dataclass(frozen=True, slots=True)
 class AskStart:
     """Ask the node for run `run`; repeating it is harmless."""
 
@@ -43,7 +48,10 @@ class Record:
     reason: str
 
 
-Step = AskStart | AskStop | DeleteVolume | Record
+Step = AskFacts | AskStart | AskStop | DeleteVolume | Record
+
+_NODE_MUST_KNOW = frozenset({Phase.CREATING, Phase.RESTORING, Phase.INITIALIZING, Phase.RUNNING, Phase.STOPPING})
+"""Phases in which a node that knows nothing of the run has released, or lost, it."""
 
 _OVERDUE = {
     DeadlineKind.STARTUP: "did not start in time",
@@ -65,8 +73,14 @@ def plan_workspace(
         until = deadline.at if deadline else None
         return Plan(waiting=Waiting(f"the node to answer: {facts.reason}", workspace.since, until), cause=cause)
     seen = facts.value
-    if seen is not None and seen.run != workspace.run:
-        seen = None  # an older run of ours: the node fences it itself
+    if seen is not None and seen.run < workspace.run:
+        if seen.state not in {RunState.STOPPING, RunState.ENDED}:
+            return Plan((AskStop(seen.run),), cause=cause)
+        if seen.state is RunState.STOPPING:
+            return Plan(waiting=Waiting(f"run {seen.run} to be released", workspace.since), cause=cause)
+        seen = None
+    if seen is None and workspace.phase in _NODE_MUST_KNOW and isinstance(facts, Known) and facts.at < workspace.since:
+        return Plan((AskFacts(),), cause=cause)
     match workspace.phase:
         case Phase.PENDING if seen is None:
             return Plan((AskStart(workspace.run),), cause=cause)
@@ -77,6 +91,10 @@ def plan_workspace(
         case Phase.STOPPING if seen is not None and seen.state is not RunState.ENDED:
             if seen.state is not RunState.STOPPING or overdue:
                 return Plan((AskStop(workspace.run, force=overdue),), cause=cause)
+        case Phase.STOPPED | Phase.FAILED if seen is not None and seen.state is not RunState.ENDED:
+            return Plan((AskStop(seen.run),), cause=cause)
+        case Phase.LOST if seen is not None and seen.state is RunState.RUNNING:
+            return Plan((Record(Event.NODE_RETURNED, "its node is back"),), cause=cause)
         case Phase.CREATING | Phase.RESTORING | Phase.INITIALIZING | Phase.RUNNING if seen is None:
             if isinstance(facts, Known):
                 return Plan((Record(Event.FAIL, "its node no longer knows the run"),), cause=cause)

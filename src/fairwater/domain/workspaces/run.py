@@ -58,7 +58,10 @@ class RunSpec:
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What a node says of a run. `failure` and `code` are set where it went wrong."""
+    """What a node says of a run. `failure` and `code` are set where it went wrong.
+
+    `revision` counts the run's changes, so that of two answers the later one is known whatever way they took.
+    """
 
     workspace: WorkspaceId
     run: RunNumber
@@ -68,6 +71,7 @@ class RunFacts:
     progress: Progress | None = None
     failure: str | None = None
     code: str | None = None
+    revision: int = 0
 
 
 class VolumeState(StrEnum):
@@ -144,7 +148,7 @@ def _plan_up(view: NodeView, since: datetime) -> Plan[RunStep]:
         steps.append(RunStep.BRING_CONTENT)
     if view.sandbox is None:
         steps.append(RunStep.CLAIM_SANDBOX)
-    if view.sandbox is not SandboxState.ADMITTED:
+    if view.sandbox is not SandboxState.ADMITTED or view.volume is not VolumeState.ATTACHED:
         steps.append(RunStep.ADMIT)
     steps.append(RunStep.LAUNCH)
     return Plan(tuple(steps))

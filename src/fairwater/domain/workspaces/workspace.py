@@ -145,7 +145,9 @@ def transition(workspace: Workspace, event: Event, reason: str, now: datetime) -
     if event is Event.FAIL:
         failure = reason
     elif event is Event.START:
-        failure, run = None, RunNumber(workspace.run + 1)
+        failure, run, doomed = None, RunNumber(workspace.run + 1), False
+    elif event is Event.NODE_RETURNED and (doomed or failure):
+        outcome = Phase.STOPPING  # what was on its way down when its node was lost goes on down
     if event is Event.RELEASED:
         outcome = Phase.DELETED if doomed else Phase.FAILED if failure else Phase.STOPPED
         reason = failure or reason
