@@ -34,7 +34,7 @@ from fairwater.ports.agent import API_VERSION, Fact, Hello, RunAgent, StartReque
 from fairwater.ports.content import Content
 from fairwater.ports.process import Channel, ExecRequest, Process
 from fairwater.ports.volumes import Volumes
-from fairwater.serving.serve import Listening, serve
+from fairwater.serving.serve import LOCAL, Listening, serve
 
 WORKSPACE = WorkspaceId("abcdefgh2345")
 LIMITS = WorkspaceClass("test", cpu_cores=1, memory=Bytes(512 * MIB), processes=256, disk=Bytes(256 * MIB))
@@ -203,7 +203,7 @@ class Node:
             return (Fact("isolation", "missing", "plain processes"),)
 
         app = create_agent_app(self.runs, self.access, facts)
-        await self._open.enter_async_context(served(app, self.socket))
+        await self._open.enter_async_context(served(app, self.socket, limits=LOCAL))
         client = await self._open.enter_async_context(AgentClient(self.socket))
         self.runs, self.access = client, client
 

@@ -41,6 +41,8 @@ class _Held:
     state: SandboxState
     environment: dict[str, str] = field(default_factory=dict)
     cwd: str = "/workspace"
+    naming: asyncio.Future[None] | None = None
+    """What can be done while the volume is still on its way: the host name, and the network opened."""
 
     def sandbox(self) -> Sandbox:
         return Sandbox(SandboxId(f"{self.slot.number}-{self.slot.pid}"), self.tenant, self.state)
@@ -118,6 +120,7 @@ class ParkedSandboxes:
                 slot = await self._make(image)
             held = _Held(slot, tenant, SandboxState.PARKED)
             self._held[tenant] = held
+            held.naming = self._begin_naming(held)
             _write_tenant(held)
             self._wanted.set()
         return held.sandbox()
@@ -133,6 +136,8 @@ class ParkedSandboxes:
         }
         held.cwd = admission.cwd
         await asyncio.to_thread(self._admit, held, admission)
+        naming, held.naming = held.naming or self._begin_naming(held), None
+        await naming
         held.state = SandboxState.ADMITTED
         _write_tenant(held)
 
@@ -140,14 +145,23 @@ class ParkedSandboxes:
         slot = held.slot
         self._cgroups.limit(slot.group, limits_of(admission.limits))
         bring_in(slot, self._slots.first_id(slot), volume_placements(admission.volume), admission.binds)
-        name_host(slot, str(held.tenant.workspace))
-        self._network.open(slot.number)
+
+    def _begin_naming(self, held: _Held) -> asyncio.Future[None]:
+        def name_and_open() -> None:
+            name_host(held.slot, str(held.tenant.workspace))
+            self._network.open(held.slot.number)
+
+        naming = asyncio.ensure_future(asyncio.to_thread(name_and_open))
+        naming.add_done_callback(lambda done: done.cancelled() or done.exception())  # told to whoever awaits it
+        return naming
 
     async def remove(self, sandbox: Sandbox) -> None:
         held = self._held.get(sandbox.tenant)
         if held is None or held.sandbox().id != sandbox.id:
             return
         self._unwatch(held.slot.number)
+        if held.naming is not None:
+            await asyncio.wait({held.naming})
         await asyncio.to_thread(self._kill, held.slot)
         (held.slot.folder / "tenant.json").unlink(missing_ok=True)
         del self._held[sandbox.tenant]

@@ -41,6 +41,11 @@ class Limits:
     pong_s: float | None = 20.0
 
 
+LOCAL = Limits(ping_s=2.0, pong_s=None)
+"""For an app that is served on a unix socket alone. While a client is kept from sending more, only a ping finds out
+that it is gone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Listening:
     """Where the app can be reached: `tcp` with the port that was really taken."""

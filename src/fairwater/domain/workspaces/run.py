@@ -140,14 +140,17 @@ def _plan_up(view: NodeView, since: datetime) -> Plan[RunStep]:
     if view.sandbox is SandboxState.LAUNCHED:
         return Plan(waiting=Waiting("the run to end", since))
     steps: list[RunStep] = []
+    if view.sandbox is None and view.content_ready:
+        # First, since a sandbox gets ready by itself while the volume is attached.
+        steps.append(RunStep.CLAIM_SANDBOX)
     if view.volume is VolumeState.ABSENT:
         steps.append(RunStep.CREATE_VOLUME)
     if view.volume is not VolumeState.ATTACHED:
         steps.append(RunStep.ATTACH_VOLUME)
     if not view.content_ready:
         steps.append(RunStep.BRING_CONTENT)
-    if view.sandbox is None:
-        steps.append(RunStep.CLAIM_SANDBOX)
+        if view.sandbox is None:
+            steps.append(RunStep.CLAIM_SANDBOX)
     if view.sandbox is not SandboxState.ADMITTED or view.volume is not VolumeState.ATTACHED:
         steps.append(RunStep.ADMIT)
     steps.append(RunStep.LAUNCH)
