@@ -195,7 +195,7 @@ async def _run_server(settings: Settings, data: DataDir) -> None:
 async def open_server(settings: Settings, data: DataDir) -> AsyncIterator[FastAPI]:
     """The server's app with its loop running; the database is brought up to date first."""
     data.server.mkdir(parents=True, exist_ok=True, mode=0o700)
-    url = settings.server.database_url or f"sqlite+aiosqlite:///{data.server / 'fairwater.db'}"
+    url = settings.server.database_url or f"sqlite:///{data.server / 'fairwater.db'}"
     await upgrade(url)
     bus, clock = EventBus(), SystemClock()
     database = SqlDatabase.open(url, settings.deadlines, bus.committed)

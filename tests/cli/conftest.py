@@ -197,7 +197,7 @@ async def _stream(world: World, workspace: dict[str, Any], after: int | None) ->
             "event": "x",
             "phase": phase,
             "reason": "made up",
-            "run": 1,
+            "run": workspace["run"],
         }
         yield f"id: 9\nevent: workspace\ndata: {json.dumps(data)}\n\n"
     await asyncio.sleep(30)  # an open stream that has nothing to say; the client leaves first

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ import uvloop
 from fairwater.domain.failure import Permanent, Temporary
 from fairwater.domain.ids import RunNumber, WorkspaceId
 from fairwater.domain.units import TIB, Bytes
-from fairwater.domain.workspaces.run import SandboxState, VolumeState
+from fairwater.domain.workspaces.run import SandboxState, Source, VolumeState
 from fairwater.node.plain import NOT_ISOLATED
 from fairwater.node.plain import content as plain_content
 from fairwater.node.plain.images import PlainImages
@@ -46,34 +48,40 @@ async def test_without_the_safe_directory_a_repository_of_another_owner_is_refus
     assert "dubious ownership" in told.value.message
 
 
+@pytest.fixture
+def silent() -> Iterator[socket.socket]:
+    """A server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        yield listener
+
+
 async def test_a_clone_that_takes_too_long_is_stopped(
-    content: ContentUnderTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    content: ContentUnderTest, tmp_path: Path, silent: socket.socket
 ) -> None:
-    silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
-    port = silent.sockets[0].getsockname()[1]
+    port = silent.getsockname()[1]
     slow = plain_content.PlainContent(timeout_s=0.3)
-    source = plain_content.Source(f"http://127.0.0.1:{port}/org/repo", "repo")
+    source = Source(f"http://127.0.0.1:{port}/org/repo", "repo")
     with pytest.raises(Permanent) as told:
         await slow.bring(WORKSPACE, RunNumber(1), source, content.root, tmp_path / "log", lambda _: None)
     assert (told.value.code, "longer than" in told.value.message) == ("clone_failed", True)
     assert list((content.root / "state").iterdir()) == []
-    silent.close()
 
 
-async def test_an_interrupted_clone_leaves_no_process_and_no_folder(content: ContentUnderTest, tmp_path: Path) -> None:
-    asked = asyncio.Event()
-    silent = await asyncio.start_server(lambda reader, writer: asked.set(), "127.0.0.1", 0)
-    port = silent.sockets[0].getsockname()[1]
-    source = plain_content.Source(f"http://127.0.0.1:{port}/org/repo", "repo")
+async def test_an_interrupted_clone_leaves_no_process_and_no_folder(
+    content: ContentUnderTest, tmp_path: Path, silent: socket.socket
+) -> None:
+    port = silent.getsockname()[1]
+    source = Source(f"http://127.0.0.1:{port}/org/repo", "repo")
     bringing = asyncio.create_task(
         content.content.bring(WORKSPACE, RunNumber(1), source, content.root, tmp_path / "log", lambda _: None)
     )
-    await asyncio.wait_for(asked.wait(), WITHIN_S)
+    connection, _ = await asyncio.wait_for(asyncio.get_running_loop().sock_accept(silent), WITHIN_S)
     bringing.cancel()
     await asyncio.gather(bringing, return_exceptions=True)
     assert list((content.root / "state").iterdir()) == []
     assert not [each for each in Path("/proc").glob("[0-9]*/cmdline") if str(port).encode() in read(each)]
-    silent.close()
+    connection.close()
 
 
 def read(path: Path) -> bytes:
@@ -145,7 +153,7 @@ def test_a_process_works_on_uvloop(tmp_path: Path, terminal: TerminalSize | None
 
 
 async def test_no_descriptor_is_left_of_a_process(tmp_path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for terminal in (None, TerminalSize()):
         for command in (("true",), ("no-such-command",)):
             try:
@@ -154,7 +162,7 @@ async def test_no_descriptor_is_left_of_a_process(tmp_path: Path) -> None:
                 continue
             await asyncio.wait_for(process.wait(), WITHIN_S)
             await process.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_what_is_not_isolated_is_said() -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from fairwater.domain.failure import Temporary
 from fairwater.node import linux
 from fairwater.node.host_image import HOME, UID
-from fairwater.node.slots import Slot, shifted
+from fairwater.node.root import shifted
+from fairwater.node.slots import Slot
 
 _CLONE_NEWUTS = 0x04000000
 

@@ -13,8 +13,6 @@ import os
 import select
 import shutil
 import signal
-import socket
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,13 +22,13 @@ from fairwater.domain.workspaces.classes import WorkspaceClass
 from fairwater.node import linux
 from fairwater.node.bundle import IDS, BundleSpec, configuration
 from fairwater.node.cgroups import Cgroups, limits_of
+from fairwater.node.container import delete_container, make_namespaces, run_container
+from fairwater.node.root import SCRATCH_BYTES, mount_root, mounts_below
 from fairwater.ports.images import ImageRoot
 
 FIRST_ID = 0x7000_0000
 """Where the sandboxes' ids begin: above those of systemd's containers (which end at 0x6FFFFFFF), below 2³¹."""
 SLOTS_MAX = 256
-SCRATCH_BYTES = 1 << 30
-"""What may be written outside `/workspace` and the home directory; it is memory, and counts as the workspace's."""
 
 
 class Network(Protocol):
@@ -143,10 +141,10 @@ class Slots:
             os.chown(path, 0, base)
             path.chmod(0o710)
         user_ns, net_ns = folder / "ns/user", folder / "ns/net"
-        _make_namespaces(base, user_ns, net_ns)
+        make_namespaces(base, user_ns, net_ns)
         address = self._network.create(number, net_ns)
         self._network.probe(number, net_ns)
-        binds = self._mount_root(folder, image, user_ns, base)
+        binds = mount_root(folder, image, user_ns, base)
         limits = limits_of(self._parked_limits)
         spec = BundleSpec(
             root=folder / "root",
@@ -161,7 +159,7 @@ class Slots:
             tmp_bytes=SCRATCH_BYTES,
         )
         (folder / "bundle/config.json").write_text(json.dumps(configuration(spec)))
-        pid = self._run(number, folder)
+        pid = run_container(self._runtime, self._cgroups.v2_to_hide, number, folder)
         started = linux.start_time(pid)
         if started is None:
             raise Temporary(f"slot {number}: its first process ended at once", code="park_failed", delay_s=1)
@@ -170,28 +168,6 @@ class Slots:
         del record["folder"]
         _write(folder / "slot.json", json.dumps(record))
         return slot
-
-    def _mount_root(self, folder: Path, image: ImageRoot, user_ns: Path, base: int) -> tuple[tuple[Path, str], ...]:
-        """The overlay that the sandbox sees as its root, and the folders shown in it, ids moved to the slot's own."""
-        lowers: list[Path] = []
-        binds: list[tuple[Path, str]] = []
-        with linux.opened(user_ns) as userns:
-            for index, layer in enumerate(image.layers):
-                lowers.append(folder / f"layer{index}")
-                mount_shifted(layer, lowers[-1], userns, linux.MOUNT_ATTR_RDONLY)
-            for index, (source, target) in enumerate(image.binds):
-                binds.append((folder / f"bind{index}", target))
-                mount_shifted(source, binds[-1][0], userns, linux.MOUNT_ATTR_RDONLY)
-        scratch = folder / "scratch"
-        quiet = linux.MS_NOSUID | linux.MS_NODEV
-        linux.mount("tmpfs", scratch, "tmpfs", quiet, f"mode=0700,size={SCRATCH_BYTES}")
-        for name in ("upper", "work"):
-            (scratch / name).mkdir(mode=0o755)
-        os.chown(scratch / "upper", base, base)
-        lower = ":".join(map(str, lowers))
-        data = f"lowerdir={lower},upperdir={scratch}/upper,workdir={scratch}/work"
-        linux.mount("overlay", folder / "root", "overlay", quiet, data)
-        return tuple(binds)
 
     def _files(self, folder: Path) -> dict[str, Path]:
         resolv = "".join(f"nameserver {address}\n" for address in self._network.nameservers())
@@ -205,40 +181,6 @@ class Slots:
             paths[target] = folder / "files" / Path(target).name
             _write(paths[target], text, 0o644)
         return paths
-
-    def _run(self, number: int, folder: Path) -> int:
-        """Starts the container, its first process holding the listening control socket; returns that one's pid."""
-        control = folder / "control"
-        control.unlink(missing_ok=True)
-        listener = _listen(control)
-        errors = folder / "runtime.log"
-        command = [
-            self._runtime, "--root", str(folder / "runtime"), "--cgroup-manager", "cgroupfs", "run", "--detach",
-            "--preserve-fds", "1", "--pid-file", str(folder / "pid"), "--bundle", str(folder / "bundle"), f"fw{number}",
-        ]  # fmt: skip
-        hide = self._cgroups.v2_to_hide
-        if hide is not None:
-            script = 'umount "$0" && exec "$@"'
-            command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(hide), *command]
-        try:
-            log = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            actions = [
-                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_DUP2, log, 1),
-                (os.POSIX_SPAWN_DUP2, log, 2),
-                (os.POSIX_SPAWN_DUP2, listener.fileno(), 3),
-            ]
-            try:
-                child = os.posix_spawnp(command[0], command, {"PATH": os.defpath}, file_actions=actions)
-            finally:
-                os.close(log)
-            _, status = os.waitpid(child, 0)
-        finally:
-            listener.close()
-        if status:
-            detail = errors.read_text(errors="replace").strip()[-400:]
-            raise Temporary(f"slot {number}: {self._runtime} failed: {detail}", code="park_failed", delay_s=1)
-        return int((folder / "pid").read_text())
 
     def kill(self, slot: Slot) -> None:
         """Kills every process of the slot, and waits until the kernel has let go of them."""
@@ -254,64 +196,12 @@ class Slots:
     def clear(self, number: int) -> None:
         """Removes whatever there is of slot `number`, its processes too. May be repeated."""
         folder = self._folder / str(number)
-        pid_file = folder / "pid"
-        if (folder / "runtime").exists():
-            delete = [self._runtime, "--root", str(folder / "runtime"), "--cgroup-manager", "cgroupfs"]
-            subprocess.run(
-                [*delete, "delete", "--force", f"fw{number}"], capture_output=True, check=False, timeout=30,
-                env={"PATH": os.defpath},
-            )  # fmt: skip
-        pid_file.unlink(missing_ok=True)
+        delete_container(self._runtime, number, folder)
         self._cgroups.remove(f"s{number}")
-        for mount in _mounts_below(folder):
+        for mount in mounts_below(folder):
             linux.umount(mount, linux.MNT_DETACH)
         self._network.remove(number)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def mount_shifted(source: Path, target: Path, userns: int, attributes: int) -> None:
-    """Shows `source` at `target` with ids moved as the user namespace `userns` maps them; never setuid or devices."""
-    target.mkdir(exist_ok=True)
-    fd = shifted(source, userns, attributes)
-    try:
-        linux.move_mount(fd, target)
-    finally:
-        os.close(fd)
-
-
-def shifted(source: Path, userns: int, attributes: int = 0) -> int:
-    """A detached, id-shifted copy of the mount at `source`, as a descriptor to be moved into place."""
-    fd = linux.open_tree(source)
-    try:
-        flags = linux.MOUNT_ATTR_IDMAP | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | attributes
-        linux.mount_setattr(fd, flags, userns)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _make_namespaces(base: int, user_ns: Path, net_ns: Path) -> None:
-    """A user namespace with ids from `base`, and a network namespace that it owns, kept by a bind mount each."""
-    with linux.held_namespaces("--user", "--net") as holder:
-        for name in ("uid_map", "gid_map"):
-            Path(f"/proc/{holder}/{name}").write_text(f"0 {base} {IDS}\n")
-        for kind, path in (("user", user_ns), ("net", net_ns)):
-            path.touch(mode=0o600)
-            linux.mount(f"/proc/{holder}/ns/{kind}", path, "none", linux.MS_BIND)
-
-
-def _listen(path: Path) -> socket.socket:
-    """A listening socket at `path`; by way of the folder's descriptor, since a socket's path holds 107 bytes only."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        with linux.opened(path.parent, os.O_RDONLY | os.O_DIRECTORY) as folder:
-            listener.bind(f"/proc/self/fd/{folder}/{path.name}")
-        listener.listen(64)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
 
 
 def _wait_gone(pidfd: int) -> None:
@@ -319,16 +209,6 @@ def _wait_gone(pidfd: int) -> None:
     poll.register(pidfd, select.POLLIN)
     if not poll.poll(30_000):
         raise Temporary("a killed sandbox still has processes after 30 s", code="not_dying", delay_s=5)
-
-
-def _mounts_below(folder: Path) -> list[Path]:
-    """Mount points below `folder`, the innermost and latest first."""
-    prefix = f"{folder}/"
-    found = [
-        line.split()[4].encode().decode("unicode_escape")
-        for line in Path("/proc/self/mountinfo").read_text().splitlines()
-    ]
-    return [Path(path) for path in reversed(found) if path.startswith(prefix)]
 
 
 def _write(path: Path, text: str, mode: int = 0o600) -> None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from fairwater.bootstrap import Node, open_node
 from fairwater.data_dir import DataDir
@@ -19,6 +20,7 @@ from fairwater.ports.agent import StartRequest
 from fairwater.ports.process import ExecRequest
 from fairwater.settings import load_settings
 
+T = TypeVar("T")
 WITHIN_S = 20.0
 SMALL = WorkspaceClass("small", cpu_cores=1, memory=Bytes(256 * MIB), processes=128, disk=Bytes(512 * MIB))
 
@@ -80,7 +82,7 @@ class Lab:
         return int(sandbox.id.split("-")[1])
 
 
-async def wait_for(look, what: str, within_s: float = WITHIN_S):  # type: ignore[no-untyped-def]
+async def wait_for(look: Callable[[], Awaitable[T | None]], what: str, within_s: float = WITHIN_S) -> T:
     """The first true answer of `look`."""
     deadline = asyncio.get_running_loop().time() + within_s
     while not (answer := await look()):

@@ -15,6 +15,7 @@ from fairwater.domain.ids import RunNumber
 from fairwater.domain.workspaces.run import RunState, RunStep
 from fairwater.loops.run_steps import RunReconciler
 from fairwater.node.network import WorkspaceNetwork
+from fairwater.node.sandboxes import ParkedSandboxes
 from fairwater.ports.agent import StartRequest
 
 pytestmark = [pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
@@ -108,13 +109,12 @@ async def test_a_network_that_does_not_forward_fails_the_start_with_its_reason(
             from fairwater.node import linux
 
             with linux.opened(netns) as namespace:
-                linux.in_namespaces(
-                    lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("0"), net_ns=namespace
-                )
+                linux.in_namespaces(lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("0"), net_ns=namespace)
             return address
 
         monkeypatch.setattr(WorkspaceNetwork, "create", without_forwarding)
-        for slot in list(lab.node.sandboxes._parked):  # the ones parked before do work
+        assert isinstance(lab.node.sandboxes, ParkedSandboxes)
+        for slot in lab.node.sandboxes._pool.parked:  # the ones parked before do work
             os.kill(slot.pid, signal.SIGKILL)
         await wait_for(lambda: _empty(lab), "the pool to be empty")
         workspace = next(lab.names)

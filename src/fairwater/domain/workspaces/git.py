@@ -146,8 +146,8 @@ _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )  # fmt: skip
 
 
-_OWN_WORDS = ("fatal:", "error:", "ssh:", "warning: Could not find remote branch")
-"""Lines of git's own; others may be a server's (`remote: …`), which must not choose the code where git has one."""
+_OWN_WORDS = ("fatal:", "error:", "ssh:")
+"""Lines of git's own. Others may be a server's (`remote: …`), which must not choose the code where git has one."""
 
 
 def explain_failure(stderr: str, source: Source) -> Permanent:
@@ -155,10 +155,14 @@ def explain_failure(stderr: str, source: Source) -> Permanent:
 
     The codes: `no_such_host`, `not_a_repository`, `no_such_ref`, `access_denied`, `quota_exceeded`, `clone_failed`.
     """
-    own = [line for line in re.split(r"[\r\n]+", stderr) if line.startswith(_OWN_WORDS)]
-    lowered = "\n".join(own).lower() or stderr.lower()
-    code = next((code for code, signs in _SIGNS if any(sign in lowered for sign in signs)), "clone_failed")
+    own = "\n".join(line for line in re.split(r"[\r\n]+", stderr) if line.startswith(_OWN_WORDS))
+    code = _code_in(own) or _code_in(stderr) or "clone_failed"
     return Permanent(_message(code, source, _last_words(stderr)), code=code)
+
+
+def _code_in(words: str) -> str | None:
+    lowered = words.lower()
+    return next((code for code, signs in _SIGNS if any(sign in lowered for sign in signs)), None)
 
 
 def _message(code: str, source: Source, words: str) -> str:
