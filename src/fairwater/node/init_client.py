@@ -145,7 +145,7 @@ class InitClient:
             return process
 
     async def terminate(self) -> None:
-        """SIGTERM, then SIGHUP and SIGCONT, to every process but PID 1; they may take their time to end."""
+        """SIGTERM to every process but PID 1, SIGHUP to commands in a terminal; they may take their time to end."""
         await self._ask(request(Request.TERMINATE), Answer.DONE)
 
     async def _ask(self, message: bytes, expected: Answer) -> Reply:

@@ -79,7 +79,7 @@ class Launcher(Protocol):
     async def exec(self, sandbox: Sandbox, request: ExecRequest) -> Process: ...
 
     async def terminate(self, sandbox: Sandbox) -> None:
-        """SIGTERM to every process in it but the first; SIGHUP too, for shells. Returns at once."""
+        """SIGTERM to every process in it but the first; SIGHUP to those in a terminal, for shells. Returns at once."""
         ...
 
     async def alive(self, sandbox: Sandbox) -> int:

@@ -15,6 +15,7 @@ struct connection {
     int master;  /* of its terminal until it is handed over, else -1 */
     pid_t pid;   /* of the command under way, else 0 */
     bool launch;
+    bool terminal; /* the command runs in one */
     uint64_t born;
 };
 
@@ -103,10 +104,13 @@ static void settle(struct connection *connection) {
     close_descriptor(&connection->master);
 }
 
-/* Signals every process of the container but this one. Shells ignore SIGTERM and end at SIGHUP; what is stopped wakes. */
+/* Asks every process of the container but this one to end. A shell at its prompt ignores SIGTERM and ends at SIGHUP, as
+ * when its terminal closes; what has no terminal gets no SIGHUP, which would end a program that is saving its work. */
 static void terminate_all(void) {
     kill(-1, SIGTERM);
-    kill(-1, SIGHUP);
+    for (size_t i = 0; i < CONNECTIONS_MAX; i++)
+        if (connections[i].pid && connections[i].terminal)
+            kill(-connections[i].pid, SIGHUP);
     kill(-1, SIGCONT);
 }
 
@@ -129,6 +133,7 @@ static void begin(struct connection *connection, bool launch, const int streams[
     connection->outcome = spawned.outcome;
     connection->master = spawned.master;
     connection->launch = launch;
+    connection->terminal = command.terminal;
     if (launch)
         state = LAUNCHING;
 }

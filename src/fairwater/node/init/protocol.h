@@ -12,7 +12,7 @@
  *   EXEC + 3 streams           -> STARTED {pid}         and EXITED {value: wait status} when it ends, or ERROR
  *   EXEC with TERMINAL         -> STARTED {pid} + the terminal's master, which is the client's to resize
  *   SIGNAL {number}            (on an EXEC's connection) to the command's process group; not answered
- *   TERMINATE                  -> DONE                  SIGTERM, SIGHUP and SIGCONT to all but PID 1
+ *   TERMINATE                  -> DONE                  SIGTERM and SIGCONT to all but PID 1, SIGHUP where a terminal is
  *
  * Descriptors come by SCM_RIGHTS. Closing the connection of an EXEC sends SIGHUP, then SIGCONT, to its process group;
  * closing that of a LAUNCH does nothing. Whatever is malformed is answered by ERROR {where: PROTOCOL} and a closed
