@@ -9,6 +9,7 @@ import pwd
 import signal
 import sys
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +30,8 @@ from fairwater.node.content import SandboxedContent
 from fairwater.node.facts import node_facts
 from fairwater.node.files import VolumeFiles
 from fairwater.node.host_image import HostImage
-from fairwater.node.instance import claim_instance
+from fairwater.node.instance import Instance, claim_instance, remove_if_free
+from fairwater.node.mounts import PrivateMounts
 from fairwater.node.network import WorkspaceNetwork
 from fairwater.node.plain.boot import boot_id
 from fairwater.node.plain.content import PlainContent
@@ -44,7 +46,7 @@ from fairwater.server.app import create_app
 from fairwater.server.bus import EventBus
 from fairwater.server.options import ServerOptions
 from fairwater.serving.logs import configure_logs
-from fairwater.serving.serve import serve
+from fairwater.serving.serve import LOCAL, serve
 from fairwater.settings import Settings
 from fairwater.store.database import SqlDatabase
 from fairwater.store.migration import upgrade
@@ -75,12 +77,22 @@ class Node:
 def run_node(settings: Settings, data_dir: Path) -> None:
     """The node agent, until SIGTERM or SIGINT; workspaces go on without it."""
     configure_logs(part="node")
-    uvloop.run(_run_node(settings, DataDir(data_dir)))
+    data = DataDir(data_dir)
+    if settings.node.runtime == PLAIN:
+        uvloop.run(_run_node(settings, open_plain_node(settings, data), data))
+        return
+    instance = claim_instance(data.root)
+    # While there is one thread: see `node.mounts`.
+    mounts = PrivateMounts(instance.folder, Cgroups(instance.name).v2_to_hide)
+    uvloop.run(_run_node(settings, open_node(settings, data, instance), data))
+    if not instance.in_use():
+        mounts.forget()
+        remove_if_free(instance)
 
 
-async def _run_node(settings: Settings, data: DataDir) -> None:
+async def _run_node(settings: Settings, opened: AbstractAsyncContextManager[Node], data: DataDir) -> None:
     stop = _stop_on_signals()
-    async with open_node(settings, data) as node:
+    async with opened as node:
 
         async def facts() -> tuple[Fact, ...]:
             return await asyncio.to_thread(node_facts)
@@ -93,28 +105,17 @@ async def _run_node(settings: Settings, data: DataDir) -> None:
             socket_mode=0o660,
             socket_owner=(os.geteuid(), server_gid) if os.geteuid() == 0 else None,
             stop=stop,
+            limits=LOCAL,
         )
 
 
 @contextlib.asynccontextmanager
-async def open_node(settings: Settings, data: DataDir) -> AsyncIterator[Node]:
+async def open_node(settings: Settings, data: DataDir, instance: Instance | None = None) -> AsyncIterator[Node]:
     """The node agent's parts, recovered; at the end the workspaces are left as they are."""
-    plain = settings.node.runtime == PLAIN
-    opened = _open_plain(settings, data) if plain else _open_isolated(settings, data)
-    async with opened as node:
-        await node.runs.recover()
-        try:
-            yield node
-        finally:
-            await node.runs.close()
-
-
-@contextlib.asynccontextmanager
-async def _open_isolated(settings: Settings, data: DataDir) -> AsyncIterator[Node]:
     if os.geteuid() != 0:
         raise Permanent("isolated workspaces need root: run as root, or set node.runtime to 'plain'", code="not_root")
     data.node.mkdir(parents=True, exist_ok=True, mode=0o700)
-    instance = claim_instance(data.root)
+    instance = instance or claim_instance(data.root)
     network = settings.network
     net = WorkspaceNetwork(
         instance.number,
@@ -124,7 +125,7 @@ async def _open_isolated(settings: Settings, data: DataDir) -> AsyncIterator[Nod
         Path("/etc/resolv.conf"),
         nameservers=network.nameservers,
     )
-    cgroups = Cgroups(f"fairwater-{instance.number}")
+    cgroups = Cgroups(instance.name)
     slots = Slots(
         instance.folder / "slots", instance.number, cgroups, net, _init_program(), settings.node.runtime,
         settings.classes["standard"],
@@ -139,9 +140,11 @@ async def _open_isolated(settings: Settings, data: DataDir) -> AsyncIterator[Nod
         volumes, sandboxes, sandboxes, content, SystemClock(), data.node / "runs", _hello(settings),
         settings.node.stop_grace_s,
     )  # fmt: skip
+    await keeper.recover()
     try:
         yield Node(keeper, NodeAccess(keeper, volumes, sandboxes, VolumeFiles), sandboxes)
     finally:
+        await keeper.close()
         empty = not sandboxes.claimed()
         await sandboxes.close(remove_parked=True)
         if empty:
@@ -154,7 +157,7 @@ async def _open_isolated(settings: Settings, data: DataDir) -> AsyncIterator[Nod
 
 
 @contextlib.asynccontextmanager
-async def _open_plain(settings: Settings, data: DataDir) -> AsyncIterator[Node]:
+async def open_plain_node(settings: Settings, data: DataDir) -> AsyncIterator[Node]:
     data.node.mkdir(parents=True, exist_ok=True, mode=0o700)
     volumes = PlainVolumes(data.node / "volumes")
     sandboxes = PlainSandboxes(data.node / "sandboxes", PlainImages())
@@ -168,7 +171,11 @@ async def _open_plain(settings: Settings, data: DataDir) -> AsyncIterator[Node]:
     def files_of(root: Path) -> VolumeFiles:
         return VolumeFiles(root, owner_uid=os.geteuid(), owner_gid=os.getegid())
 
-    yield Node(keeper, NodeAccess(keeper, volumes, launcher, files_of), sandboxes)
+    await keeper.recover()
+    try:
+        yield Node(keeper, NodeAccess(keeper, volumes, launcher, files_of), sandboxes)
+    finally:
+        await keeper.close()
 
 
 def run_server(settings: Settings, data_dir: Path) -> None:

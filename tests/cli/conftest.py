@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -180,7 +181,8 @@ async def _stream(world: World, workspace: dict[str, Any], after: int | None) ->
             data = {"sequence": sequence, "workspace": workspace["id"], **event}
             yield f"id: {sequence}\nevent: workspace\ndata: {json.dumps(data)}\n\n"
     if after is None:
-        await asyncio.wait_for(world.looked.wait(), 5)  # who waits looks once the stream is open
+        with contextlib.suppress(TimeoutError):  # who waits looks once the stream is open, unless it has gone
+            await asyncio.wait_for(world.looked.wait(), 5)
     for event in world.history:
         yield f"event: workspace\ndata: {json.dumps(event)}\n\n"
     goes = world.after_start if workspace["phase"] == "pending" else ()

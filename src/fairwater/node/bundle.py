@@ -28,11 +28,11 @@ CAPABILITIES = (
 CAP_NET_ADMIN, CAP_NET_RAW, CAP_MKNOD."""
 
 MASKED = (
-    "/proc/acpi", "/proc/asound", "/proc/bus", "/proc/diskstats", "/proc/fs", "/proc/interrupts", "/proc/irq", "/proc/kcore",
-    "/proc/keys", "/proc/kmsg", "/proc/latency_stats", "/proc/partitions", "/proc/sched_debug", "/proc/scsi", "/proc/sysrq-trigger",
-    "/proc/timer_list", "/proc/timer_stats", "/sys/block", "/sys/class/block", "/sys/dev/block",
-    "/sys/devices/virtual/block", "/sys/devices/virtual/dmi", "/sys/devices/virtual/powercap", "/sys/firmware", "/sys/fs",
-    "/sys/kernel", "/sys/power",
+    "/proc/acpi", "/proc/asound", "/proc/bus", "/proc/diskstats", "/proc/fs", "/proc/interrupts", "/proc/irq",
+    "/proc/kcore", "/proc/keys", "/proc/kmsg", "/proc/latency_stats", "/proc/partitions", "/proc/sched_debug",
+    "/proc/scsi", "/proc/sysrq-trigger", "/proc/timer_list", "/proc/timer_stats", "/sys/block", "/sys/class/block",
+    "/sys/dev/block", "/sys/devices/virtual/block", "/sys/devices/virtual/dmi", "/sys/devices/virtual/powercap",
+    "/sys/firmware", "/sys/fs", "/sys/kernel", "/sys/power",
 )  # fmt: skip
 """Among them the block devices: their names and backing files would tell of the neighbours."""
 READ_ONLY = ("/proc/sys",)

@@ -151,7 +151,7 @@ class Cgroups:
         return mount / self.base / group
 
     def _folders(self, group: str) -> list[Path]:
-        mounts = {self._v2} if self.layout is Layout.V2 else {*self._v1.values(), self._v2}
+        mounts = {self._v2} if self.layout is Layout.V2 else set(self._v1.values())
         return [mount / self.base / group for mount in sorted(filter(None, mounts))]
 
 

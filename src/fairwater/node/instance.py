@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,15 @@ class Instance:
     number: int
     folder: Path
     _lock: int
+
+    @property
+    def name(self) -> str:
+        """What the agent's groups on this machine are called."""
+        return f"fairwater-{self.number}"
+
+    def in_use(self) -> bool:
+        """Whether the number was kept for what still runs."""
+        return (self.folder / "owner").exists()
 
     def release(self, *, forget: bool) -> None:
         """Ends the claim; with `forget`, the number is free for another data directory."""
@@ -68,6 +78,14 @@ def claim_instance(data_dir: Path, registry: Path = Path("/run/fairwater")) -> I
         f"{INSTANCES_MAX} agents are on this machine already, the most there can be: stop one of them",
         code="too_many_agents",
     )
+
+
+def remove_if_free(instance: Instance) -> None:
+    """Removes the folder of a number that was given back, unless somebody has taken it meanwhile."""
+    with open(instance.folder.parent / "claims", "w") as claims:
+        fcntl.flock(claims, fcntl.LOCK_EX)
+        if not instance.in_use():
+            shutil.rmtree(instance.folder, ignore_errors=True)
 
 
 def _owner(folder: Path) -> str | None:

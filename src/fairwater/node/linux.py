@@ -30,7 +30,8 @@ OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH = 0x04
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
 MOUNT_ATTR_IDMAP = 0x00100000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOATIME, MS_BIND, MS_REC, MS_PRIVATE = 0x1, 0x2, 0x4, 0x400, 0x1000, 0x4000, 0x40000
+MS_NOSUID, MS_NODEV, MS_NOATIME, MS_BIND, MS_REC = 0x2, 0x4, 0x400, 0x1000, 0x4000
+MS_PRIVATE, MS_SLAVE = 0x40000, 0x80000
 MNT_DETACH = 2
 CLONE_FS, CLONE_NEWNS, CLONE_NEWNET, CLONE_NEWUSER = 0x200, 0x20000, 0x40000000, 0x10000000
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 1, 2, 4, 8, 16
@@ -80,6 +81,12 @@ def umount(target: str | Path, flags: int = 0) -> None:
     _check(_libc.umount2(os.fsencode(target), flags), f"umount {target}")
 
 
+def sync_file_system(path: str | Path) -> None:
+    """syncfs(2): everything written to the file system at `path` is on disk afterwards."""
+    with opened(path) as fd:
+        _check(_libc.syncfs(fd), f"syncfs {path}")
+
+
 def setns(fd: int, kind: int) -> None:
     _check(_libc.setns(fd, kind), "setns")
 
@@ -125,8 +132,17 @@ def opened(path: str | Path, flags: int = os.O_RDONLY) -> Iterator[int]:
 
 
 def is_mount(path: Path) -> bool:
-    """Whether something is mounted at `path`, by mount id rather than device: btrfs subvolumes lie about devices."""
-    return path.exists() and os.path.ismount(path)
+    """Whether something is mounted at `path`: by mount id, since a bind mount has the device of what it shows."""
+    try:
+        return _mount_id(path) != _mount_id(path.parent)
+    except FileNotFoundError:
+        return False
+
+
+def _mount_id(path: Path) -> str:
+    with opened(path, os.O_PATH) as fd:
+        lines = Path(f"/proc/thread-self/fdinfo/{fd}").read_text().splitlines()
+    return next(line for line in lines if line.startswith("mnt_id:"))
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ device of its own to limit. The content is one subvolume, so that one snapshot i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import shutil
@@ -44,14 +45,31 @@ class BtrfsVolumes:
         self._attached: dict[WorkspaceId, str] = {}
 
     def prepare(self) -> None:
+        """Makes the folders, and finds what a predecessor has attached."""
         for part in (self._folder, self._folder / "images", self._folder / "mounts"):
             part.mkdir(parents=True, exist_ok=True, mode=0o700)
+        images = {str(image): WorkspaceId(image.stem) for image in (self._folder / "images").glob("*.img")}
+        for block in (self._sys / "block").glob("loop*"):
+            workspace = images.get(linux.loop_backing(block.name, self._sys) or "")
+            if workspace is not None:
+                self._attached[workspace] = f"/dev/{block.name}"
 
     async def find(self, workspace: WorkspaceId) -> Volume:
         root = self._root(workspace)
         if linux.is_mount(root):
             return Volume(workspace, VolumeState.ATTACHED, root)
+        if self._held_by(workspace) is not None:
+            # Unmounted here, but something still has it: its last writes may not be on disk yet.
+            return Volume(workspace, VolumeState.ATTACHED)
         return Volume(workspace, VolumeState.DETACHED if self._image(workspace).exists() else VolumeState.ABSENT)
+
+    def _held_by(self, workspace: WorkspaceId) -> str | None:
+        """The loop device that the image is behind, None where it is behind none."""
+        device = self._attached.get(workspace)
+        if device is not None and linux.loop_backing(device, self._sys) == str(self._image(workspace)):
+            return device
+        self._attached.pop(workspace, None)
+        return None
 
     async def create(self, workspace: WorkspaceId, quota: Bytes) -> None:
         await asyncio.to_thread(self._create, workspace, quota)
@@ -123,12 +141,14 @@ class BtrfsVolumes:
         grow = image.stat().st_size < quota
         if grow:
             os.truncate(image, quota)
-        with linux.loop_device(image) as device:
+        # A device that still has the image must be used again: through a second one, the file system would be two.
+        held = self._held_by(workspace)
+        with contextlib.nullcontext(held) if held else linux.loop_device(image) as device:
             flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOATIME
             try:
                 linux.mount(device, root, "btrfs", flags, f"subvol={_SUBVOLUME},discard=async")
             except OSError as error:
-                if error.errno == errno.EEXIST:  # the image is attached elsewhere: a sandbox is still letting go of it
+                if error.errno in {errno.EEXIST, errno.ENXIO, errno.EBUSY}:  # it is being let go of just now
                     raise Temporary(f"the volume of {workspace} is still in use", code="volume_in_use") from error
                 raise Permanent(
                     f"the volume of {workspace} cannot be mounted ({error.strerror or error}); its image is kept at "
@@ -143,26 +163,18 @@ class BtrfsVolumes:
     def _detach(self, workspace: WorkspaceId) -> None:
         root = self._root(workspace)
         if linux.is_mount(root):
+            linux.sync_file_system(root)
             try:
                 linux.umount(root)
             except OSError as error:
                 if error.errno == errno.EBUSY:
                     raise Temporary(f"the volume of {workspace} is still in use", code="volume_in_use") from error
                 raise
-        device = self._attached.get(workspace) or self._device_of(workspace)
         deadline = time.monotonic() + _RELEASED_WITHIN_S
-        while device is not None and linux.loop_backing(device, self._sys) == str(self._image(workspace)):
+        while self._held_by(workspace) is not None:
             if time.monotonic() > deadline:
                 raise Temporary(f"the volume of {workspace} is still held by a process", code="volume_in_use")
             time.sleep(0.002)
-        self._attached.pop(workspace, None)
-
-    def _device_of(self, workspace: WorkspaceId) -> str | None:
-        image = str(self._image(workspace))
-        for block in (self._sys / "block").glob("loop*"):
-            if linux.loop_backing(block.name, self._sys) == image:
-                return f"/dev/{block.name}"
-        return None
 
     def _delete(self, workspace: WorkspaceId) -> None:
         self._detach(workspace)

@@ -14,12 +14,16 @@ import pytest
 from fairwater.domain.failure import Permanent, Temporary
 from fairwater.node.init_client import InitClient, InitState
 from fairwater.node.init_messages import Command
-from fairwater.node.init_process import InitProcess
 from fairwater.ports.process import Channel, TerminalSize
 
 from .conftest import HOST_IDS, PATH, Container, becomes, finish
 
 pytestmark = pytest.mark.root
+
+
+def state(pid: str) -> str:
+    """R, S, T, …: what a process of the machine is at."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
 
 
 async def read_until(output: AsyncIterator[tuple[Channel, bytes]], wanted: bytes) -> bytes:
@@ -158,7 +162,7 @@ async def test_a_terminal_is_one_and_follows_its_size(container: Container) -> N
     code = "trap 'stty size' WINCH; test -t 0 -a -t 1 -a -t 2 && tty && stty size; read x; read y; exit 3"
     process = await container.begin("bash", "-c", code, terminal=TerminalSize(30, 101))
     output = process.output()
-    assert b"/dev/pts/0\r\n30 101\r\n" in await read_until(output, b"30 101")
+    assert b"/dev/pts/0\r\n30 101\r\n" in await read_until(output, b"30 101\r\n")
     await process.resize(TerminalSize(50, 160))
     await process.write(b"\n")
     await read_until(output, b"50 160")
@@ -234,7 +238,7 @@ async def test_output_waits_for_its_reader(container: Container) -> None:
         fields = dict(line.split(": ") for line in Path(f"/proc/{yes}/io").read_text().splitlines())
         return int(fields["wchar"])
 
-    await becomes(lambda: written() >= 64 * 1024 and Path(f"/proc/{yes}/stat").read_text().split()[2] == "S")
+    await becomes(lambda: written() >= 64 * 1024 and state(yes) == "S")
     assert written() < 1 << 20
     assert len(first[1]) <= 64 * 1024
     taken = 0
@@ -356,18 +360,19 @@ async def test_a_launch_that_fails_leaves_the_workspace_parked(container: Contai
 
 
 async def test_terminate_reaches_all_but_the_first(container: Container) -> None:
-    processes: list[InitProcess] = [
-        await container.begin("sleep", "100"),
-        await container.begin("bash", "-i", terminal=TerminalSize()),  # ignores SIGTERM
-        await container.begin("sh", "-c", "kill -STOP $$; sleep 100"),
-        await container.begin("sleep", "100", uid=0),
-    ]
+    stopped = await container.begin("sh", "-c", "kill -STOP $$; sleep 100")
+    [pid] = container.children
+    await becomes(lambda: state(pid) == "T")
+    shell = await container.begin("bash", "--norc", "-i", environment={"PS1": "ready "}, terminal=TerminalSize())
+    shell_pid = container.children[-1]
+    await read_until(shell.output(), b"ready ")  # it ignores SIGTERM, and waits for input
+    await becomes(lambda: state(shell_pid) == "S")
+    processes = [await container.begin("sleep", "100"), stopped, shell, await container.begin("sleep", "100", uid=0)]
     await container.client.terminate()
     async with asyncio.timeout(20):
-        assert await processes[0].wait() == 128 + 15
-        for process in processes:
-            assert await process.wait() > 0
-            await process.close()
+        assert [await process.wait() for process in processes] == [128 + 15, 128 + 15, 128 + 1, 128 + 15]
+    for process in processes:
+        await process.close()
     assert (await container.run("echo", "alive"))[1] == b"alive\n"
 
 

@@ -38,8 +38,8 @@ pytestmark = pytest.mark.root
 
 def connect(container: Container) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(str(container.path))  # waits for a place in the queue: with a time limit it would not
     connection.settimeout(20)
-    connection.connect(str(container.path))
     return connection
 
 

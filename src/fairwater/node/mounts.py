@@ -1,0 +1,52 @@
+"""The agent's own view of the machine's mounts, kept across its restarts.
+
+Whatever else starts on a machine with a mount namespace of its own (a service of systemd's, a container) takes a copy
+of all mounts that it finds, and holds on to them: a volume could not be released while it runs. So volumes and
+sandboxes are mounted where nobody else can copy them: in a namespace of the agent's, which a bind mount keeps alive.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fairwater.node import linux
+
+
+class PrivateMounts:
+    """The namespace kept at `folder`/mnt. To be made while the process has one thread: others would stay outside.
+
+    What the machine mounts later is seen inside; what is mounted inside is seen nowhere else.
+    """
+
+    def __init__(self, folder: Path, hide: Path | None) -> None:
+        """Enters the namespace, or makes it; `hide` is unmounted in it (`Cgroups.v2_to_hide`)."""
+        self._folder = folder
+        self._outside = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        folder.mkdir(parents=True, exist_ok=True)
+        pin = folder / "mnt"
+        if linux.is_mount(pin):
+            with linux.opened(pin) as namespace:
+                linux.unshare(linux.CLONE_FS)
+                linux.setns(namespace, linux.CLONE_NEWNS)
+            return
+        if not linux.is_mount(folder):
+            linux.mount(folder, folder, "none", linux.MS_BIND)
+        linux.mount("none", folder, "none", linux.MS_PRIVATE)  # a namespace can be bound only where nothing spreads
+        pin.touch(mode=0o600)
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount("none", "/", "none", linux.MS_REC | linux.MS_SLAVE)
+        if hide is not None:
+            linux.umount(hide)
+        inside = f"/proc/{os.getpid()}/ns/mnt"
+        linux.in_namespaces(lambda: linux.mount(inside, pin, "none", linux.MS_BIND), mount_ns=self._outside)
+
+    def forget(self) -> None:
+        """Lets the namespace go with its last process."""
+
+        def unpin() -> None:
+            for path in (self._folder / "mnt", self._folder):
+                if linux.is_mount(path):
+                    linux.umount(path, linux.MNT_DETACH)
+
+        linux.in_namespaces(unpin, mount_ns=self._outside)
