@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from fairwater.node import linux
+
 ROWS = frozenset(
     int(row)
     for part in tomllib.loads((Path(__file__).parent.parent / "tools/pm_rows.toml").read_text()).values()
@@ -72,6 +74,14 @@ def why_not_root() -> str | None:
     if not int(status["CapEff"], 16) >> 21 & 1:
         return "needs the capability CAP_SYS_ADMIN: root has it on a machine, not in most containers"
     return None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_mounts() -> None:
+    """As the agent has them: nothing that starts meanwhile holds on to a volume, and a killed run leaves none."""
+    if os.geteuid() == 0:
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount("none", "/", "none", linux.MS_REC | linux.MS_SLAVE)
 
 
 # ---------------------------------------------------------------- leftovers

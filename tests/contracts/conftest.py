@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp
 
+from fairwater.bootstrap import open_node
+from fairwater.data_dir import DataDir
 from fairwater.domain.ids import RunNumber, WorkspaceId
 from fairwater.domain.units import MIB, Bytes
 from fairwater.domain.workspaces.classes import WorkspaceClass
@@ -25,16 +27,20 @@ from fairwater.engines.local.client import AgentClient
 from fairwater.loops.runs import RunKeeper
 from fairwater.node.api.access import NodeAccess
 from fairwater.node.api.app import create_agent_app
+from fairwater.node.content import SandboxedContent
 from fairwater.node.files import VolumeFiles
 from fairwater.node.plain.content import PlainContent
 from fairwater.node.plain.images import PlainImages
 from fairwater.node.plain.sandboxes import PlainLauncher, PlainSandboxes
 from fairwater.node.plain.volumes import PlainVolumes
+from fairwater.node.sandboxes import ParkedSandboxes
+from fairwater.node.volumes import BtrfsVolumes
 from fairwater.ports.agent import API_VERSION, Fact, Hello, RunAgent, StartRequest, WorkspaceAccess
 from fairwater.ports.content import Content
 from fairwater.ports.process import Channel, ExecRequest, Process
 from fairwater.ports.volumes import Volumes
 from fairwater.serving.serve import LOCAL, Listening, serve
+from fairwater.settings import Settings, load_settings
 
 WORKSPACE = WorkspaceId("abcdefgh2345")
 LIMITS = WorkspaceClass("test", cpu_cores=1, memory=Bytes(512 * MIB), processes=256, disk=Bytes(256 * MIB))
@@ -129,11 +135,16 @@ def repository(tmp_path: Path) -> Repository:
 # --- volumes --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["plain"])
+@pytest.fixture(params=["plain", pytest.param("btrfs", marks=pytest.mark.root)])
 def make_volumes(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Volumes]:
     """Makes the adapter: each call is a restart of the agent upon the same disk."""
-    assert request.param == "plain"
-    return lambda: PlainVolumes(tmp_path / "volumes")
+
+    def btrfs() -> Volumes:
+        volumes = BtrfsVolumes(tmp_path / "volumes")
+        volumes.prepare()
+        return volumes
+
+    return btrfs if request.param == "btrfs" else lambda: PlainVolumes(tmp_path / "volumes")
 
 
 # --- content --------------------------------------------------------------------------------------------------------
@@ -154,34 +165,63 @@ class ContentUnderTest:
         return self.root / "workspace" / "repo"
 
 
-@pytest.fixture(params=["plain"])
+@pytest.fixture(params=["plain", pytest.param("sandboxed", marks=pytest.mark.root)])
 async def content(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ContentUnderTest]:
     """Clones `file://` sources below `tmp_path`/origin."""
-    assert request.param == "plain"
-    volumes = PlainVolumes(tmp_path / "volumes")
-    await volumes.create(WORKSPACE, LIMITS.disk)
-    root = (await volumes.attach(WORKSPACE, LIMITS.disk)).root
-    assert root is not None
-    yield ContentUnderTest(PlainContent((tmp_path / "origin",), timeout_s=WITHIN_S), root, [])
-    await volumes.delete(WORKSPACE)
+    origin = (tmp_path / "origin",)
+    async with AsyncExitStack() as opened:
+        volumes: Volumes
+        content: Content
+        if request.param == "sandboxed":
+            isolated = await opened.enter_async_context(open_node(isolated_settings(tmp_path), DataDir(tmp_path)))
+            assert isinstance(isolated.sandboxes, ParkedSandboxes)
+            volumes = BtrfsVolumes(tmp_path / "node/volumes")
+            content = SandboxedContent(isolated.sandboxes, origin, timeout_s=WITHIN_S)
+        else:
+            volumes = PlainVolumes(tmp_path / "volumes")
+            content = PlainContent(origin, timeout_s=WITHIN_S)
+        await volumes.create(WORKSPACE, LIMITS.disk)
+        root = (await volumes.attach(WORKSPACE, LIMITS.disk)).root
+        assert root is not None
+        yield ContentUnderTest(content, root, [])
+        await volumes.delete(WORKSPACE)
+
+
+def isolated_settings(folder: Path) -> Settings:
+    flags = {"node.parked": 1, "node.git_file_roots": [str(folder / "origin")], "node.stop_grace_s": "2s"}
+    return load_settings(environment={}, flags=flags)
 
 
 # --- a node ---------------------------------------------------------------------------------------------------------
 
 
 class Node:
-    """A node agent on plain processes, seen directly or over its socket; what is seen changes with a restart."""
+    """A node agent, seen directly or over its socket; what is seen changes with a restart.
+
+    On plain processes, or `isolated` as in production.
+    """
 
     runs: RunAgent
     access: WorkspaceAccess
 
-    def __init__(self, folder: Path, sockets: Path, *, remote: bool) -> None:
+    def __init__(self, folder: Path, sockets: Path, *, remote: bool, isolated: bool = False) -> None:
         self._folder = folder
+        self.isolated = isolated
         self.socket = sockets / "agent.sock"
         self._remote = remote
         self._open = AsyncExitStack()
 
     async def start(self) -> None:
+        if self.isolated:
+            settings = isolated_settings(self._folder)
+            opened = await self._open.enter_async_context(open_node(settings, DataDir(self._folder)))
+            self.runs, self.access = opened.runs, opened.access
+        else:
+            await self._start_plain()
+        if self._remote:
+            await self._go_remote()
+
+    async def _start_plain(self) -> None:
         volumes = PlainVolumes(self._folder / "volumes")
         sandboxes = PlainSandboxes(self._folder / "sandboxes", PlainImages())
         launcher = PlainLauncher(sandboxes)
@@ -195,8 +235,6 @@ class Node:
             return VolumeFiles(root, owner_uid=os.getuid(), owner_gid=os.getgid())
 
         self.runs, self.access = keeper, NodeAccess(keeper, volumes, launcher, files_of)
-        if self._remote:
-            await self._go_remote()
 
     async def _go_remote(self) -> None:
         async def facts() -> tuple[Fact, ...]:
@@ -268,10 +306,11 @@ async def finish(process: Process, stdin: bytes = b"") -> tuple[int, bytes, byte
         await process.close()
 
 
-@pytest.fixture(params=["direct", "socket"])
+@pytest.fixture(params=["direct", "socket", pytest.param("isolated", marks=pytest.mark.root)])
 async def node(request: pytest.FixtureRequest, tmp_path: Path, short_path: Path) -> AsyncIterator[Node]:
     """A node agent, and at the end nothing left of its workspaces."""
-    under_test = Node(tmp_path, short_path, remote=request.param == "socket")
+    isolated = request.param == "isolated"
+    under_test = Node(tmp_path, short_path, remote=request.param != "direct", isolated=isolated)
     await under_test.start()
     yield under_test
     for facts in await under_test.runs.runs():

@@ -35,6 +35,7 @@ WITHIN_S = 20.0
 
 @pytest.mark.pm(35, sabotage=True)
 @pytest.mark.root
+@pytest.mark.parametrize("content", ["plain"], indirect=True)
 async def test_without_the_safe_directory_a_repository_of_another_owner_is_refused(
     content: ContentUnderTest, repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +69,7 @@ async def test_a_clone_that_takes_too_long_is_stopped(
     assert list((content.root / "state").iterdir()) == []
 
 
+@pytest.mark.parametrize("content", ["plain"], indirect=True)
 async def test_an_interrupted_clone_leaves_no_process_and_no_folder(
     content: ContentUnderTest, tmp_path: Path, silent: socket.socket
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -64,17 +64,26 @@ class ControlPlane:
         return self.records.rows[workspace].workspace
 
     async def until(self, phase: Phase, workspace: WorkspaceId = ID, within_s: float = 60.0) -> Workspace:
-        end_s = self.clock.elapsed_s() + within_s
-        while self.workspace(workspace).phase is not phase:
-            assert self.clock.elapsed_s() < end_s, f"{self.workspace(workspace)} is not {phase} after {within_s} s"
-            await asyncio.sleep(0.05)
+        await self._until(lambda: self.workspace(workspace).phase is phase, f"{workspace} to be {phase}", within_s)
         return self.workspace(workspace)
 
     async def until_cleared(self, workspace: WorkspaceId = ID, within_s: float = 60.0) -> None:
+        await self._until(lambda: self.records.rows[workspace].cleared, f"{workspace} to be cleared", within_s)
+
+    async def _until(self, condition: Callable[[], bool], what: str, within_s: float) -> None:
         end_s = self.clock.elapsed_s() + within_s
-        while not self.records.rows[workspace].cleared:
-            assert self.clock.elapsed_s() < end_s, f"{workspace} is not cleared after {within_s} s"
-            await asyncio.sleep(0.05)
+        while not condition():
+            self.records.written.clear()
+            left_s = end_s - self.clock.elapsed_s()
+            try:
+                await asyncio.wait_for(self.records.written.wait(), left_s)
+            except TimeoutError:
+                raise AssertionError(f"waited {within_s} s for {what}: {self.records.rows}") from None
+
+    def took_s(self, first: Event, second: Event) -> float:
+        """From the first to the second in the history of `ID`."""
+        at = {change.event: change.at for change in self.records.rows[ID].history}
+        return (at[second] - at[first]).total_seconds()
 
     def bugs(self) -> list[EventDict]:
         return [line for line in self.logs if line["log_level"] == "error"]
@@ -94,11 +103,12 @@ async def control_plane(
         try:
             if serving:
                 await plane.start_server()
+                await asyncio.sleep(0.1)  # the node has answered
             yield plane
         finally:
             await plane.kill_server()
             await agent.close()
-    assert plane.bugs() == []
-    assert not records.spinning
+    assert plane.bugs() == [], plane.bugs()
+    assert not records.spinning, "the loop looked again at once, without end"
 
 

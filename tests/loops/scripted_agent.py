@@ -44,6 +44,7 @@ class ScriptedAgent:
     _away: bool = False
     _listeners: set[asyncio.Queue[RunFacts | Exception | None]] = field(default_factory=set)
     _lives: dict[WorkspaceId, asyncio.Task[None]] = field(default_factory=dict)
+    _killed: set[WorkspaceId] = field(default_factory=set)
 
     # --- the port ---------------------------------------------------------------------------------------------------
 
@@ -66,6 +67,7 @@ class ScriptedAgent:
             if before is not None and before.state is not RunState.ENDED:
                 raise Temporary(f"run {before.run} is still being released", code="run_alive", delay_s=0.25)
             self.begun.append((workspace, request.run))
+            self._killed.discard(workspace)
             self._tell(RunFacts(workspace, request.run, RunState.STARTING, "starting", self.clock.now()))
             self._live(workspace, self._go_up)
         self._reply()
@@ -81,7 +83,8 @@ class ScriptedAgent:
         if facts.state not in {RunState.STOPPING, RunState.ENDED}:
             self._change(workspace, RunState.STOPPING, "stopping")
             self._live(workspace, self._go_down)
-        if force and self.known[workspace].state is not RunState.ENDED:
+        if force and self.known[workspace].state is not RunState.ENDED and workspace not in self._killed:
+            self._killed.add(workspace)
             self._live(workspace, self._be_killed)
         self._reply()
         return self.known[workspace]

@@ -174,7 +174,22 @@ async def test_stale_facts_never_release_a_workspace() -> None:
         await asyncio.sleep(60)
         assert plane.workspace().phase is Phase.STOPPING
         plane.agent.come_back()
-        await plane.until(Phase.STOPPED, within_s=5)
+        await plane.until(Phase.STOPPED, within_s=35)
+
+
+@pytest.mark.parametrize("event", [Event.START, Event.STOP])
+async def test_what_waits_for_its_node_goes_on_as_soon_as_the_node_answers(event: Event) -> None:
+    """Also where the node knows nothing of the workspace, and so has nothing to say of it."""
+    async with control_plane(serving=False) as plane:
+        plane.agent.leave()
+        await plane.start_server()
+        await asyncio.sleep(1)
+        await plane.ask(Event.START)
+        if event is Event.STOP:
+            await plane.ask(Event.STOP)
+        await asyncio.sleep(3)
+        plane.agent.come_back()
+        await plane.until(Phase.RUNNING if event is Event.START else Phase.STOPPED, within_s=5)
 
 
 async def test_facts_heard_before_the_stop_never_release_a_workspace() -> None:
@@ -257,6 +272,7 @@ async def test_a_workspace_whose_wake_was_lost_is_found_within_30_s() -> None:
 
 async def test_many_workspaces_are_started_at_once() -> None:
     async with control_plane() as plane:
+        await asyncio.sleep(1)
         keys = [WorkspaceId(f"many{number:08d}") for number in range(200)]
         for key in keys:
             plane.records.add(key, plane.clock.now())

@@ -19,4 +19,5 @@ class VirtualClock:
         return BEGAN + timedelta(seconds=self.elapsed_s())
 
     def elapsed_s(self) -> float:
-        return round(self._loop.time() - self._zero, 6)
+        # To the millisecond: a timer fires a rounding error before its time.
+        return round(self._loop.time() - self._zero, 3)

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from fairwater.domain.ids import RunNumber, WorkspaceId
 from fairwater.domain.reading import Known, Missing, Reading, Stale
-from fairwater.domain.workspaces.control import AskStart, AskStop, DeleteVolume, Record, Step, plan_workspace
+from fairwater.domain.workspaces.control import AskFacts, AskStart, AskStop, DeleteVolume, Record, Step, plan_workspace
 from fairwater.domain.workspaces.deadlines import Deadline, DeadlinePolicy, deadline_on_entering
 from fairwater.domain.workspaces.run import RunFacts, RunState
 from fairwater.domain.workspaces.workspace import (
@@ -188,6 +188,8 @@ class LifeOfAWorkspace(RuleBasedStateMachine):
         """Whether the step went through, as far as the control plane can tell."""
         if isinstance(step, Record):
             self.record(step.event, step.reason)
+            return True
+        if isinstance(step, AskFacts):
             return True
         assert step.run == self.workspace.run, "asks for another run than the workspace's"
         if isinstance(step, AskStart):

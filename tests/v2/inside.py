@@ -1,19 +1,23 @@
-"""What holds on a machine with cgroup v2 alone. Run in such a machine by `test_cgroup_v2`, or by name on your own."""
+"""What holds on a machine with cgroup v2 alone. Run in such a machine by `test_cgroup_v2`; not collected elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from tests.node.workspace.conftest import OpenLab
-from tests.node.workspace.laboratory import SMALL, Lab, end_all
+import pytest_asyncio
+from tests.node.workspace.laboratory import SMALL, Lab, wait_for
 
+from fairwater.domain.ids import WorkspaceId
 from fairwater.node.cgroups import CONTROLLERS, Cgroups, Layout, Limits, limits_of
+from fairwater.ports.process import ExecRequest
 
 pytestmark = [pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
+
 TREE = Path("/sys/fs/cgroup")
+BOMB = "import os, time\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.1)\n"
 
 
 @pytest.fixture
@@ -27,8 +31,25 @@ def cgroups() -> Iterator[Cgroups]:
     assert not (TREE / "fairwater-test").exists()
 
 
-def written(folder: Path) -> dict[str, str]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def workspace(lab: Lab) -> AsyncIterator[WorkspaceId]:
+    yield await lab.start()
+
+
+def limits_in(folder: Path) -> dict[str, str]:
     return {name: (folder / name).read_text().strip() for name in ("cpu.max", "memory.max", "pids.max")}
+
+
+def group_of(lab: Lab, workspace: WorkspaceId) -> Path:
+    """The folder of the group that the workspace's first process is in: the only one, with version 2."""
+    (line,) = Path(f"/proc/{lab.init_pid(workspace)}/cgroup").read_text().splitlines()
+    return TREE / line.removeprefix("0::/")
+
+
+def events(folder: Path, kind: str) -> dict[str, int]:
+    """How often a limit was met, as the kernel counts it."""
+    words = (folder / f"{kind}.events").read_text().split()
+    return {name: int(count) for name, count in zip(words[::2], words[1::2], strict=True)}
 
 
 async def test_the_layout_is_found_as_version_2(cgroups: Cgroups) -> None:
@@ -46,33 +67,63 @@ async def test_limits_are_written_and_read_back(cgroups: Cgroups) -> None:
     folder.mkdir()
     limits = Limits(cpu_quota_us=50_000, memory=64 * 1024**2, processes=17)
     cgroups.limit("s0", limits)
-    assert written(folder) == {"cpu.max": "50000 100000", "memory.max": "67108864", "pids.max": "17"}
+    assert limits_in(folder) == {"cpu.max": "50000 100000", "memory.max": "67108864", "pids.max": "17"}
     assert cgroups.read("s0") == limits
     unlimited = Limits(None, None, None)
     cgroups.limit("s0", unlimited)
-    assert written(folder) == {"cpu.max": "max 100000", "memory.max": "max", "pids.max": "max"}
+    assert limits_in(folder) == {"cpu.max": "max 100000", "memory.max": "max", "pids.max": "max"}
     assert cgroups.read("s0") == unlimited
 
 
-async def test_a_workspace_is_in_one_group_that_holds_its_limits(lab: Lab) -> None:
-    workspace = await lab.start()
-    assert await lab.sh(workspace, "echo here && cat README") == (0, "here\nhello\n")
-    lines = Path(f"/proc/{lab.init_pid(workspace)}/cgroup").read_text().splitlines()
-    assert len(lines) == 1
-    folder = TREE / lines[0].removeprefix("0::/")
+async def test_a_workspace_is_in_one_group_that_holds_its_limits(lab: Lab, workspace: WorkspaceId) -> None:
     limits = limits_of(SMALL)
-    assert written(folder) == {
+    assert limits_in(group_of(lab, workspace)) == {
         "cpu.max": f"{limits.cpu_quota_us} 100000",
         "memory.max": str(limits.memory),
         "pids.max": str(limits.processes),
     }
 
 
-async def test_nothing_of_a_stopped_workspace_stays_in_the_tree(open_lab: OpenLab) -> None:
-    before = {folder.name for folder in TREE.iterdir() if folder.is_dir()}
-    async with open_lab() as lab:
-        workspace = await lab.start()
-        assert {folder.name for folder in TREE.iterdir() if folder.is_dir()} > before
-        assert (await lab.stop(workspace)).failure is None
-        await end_all(lab)
-    assert {folder.name for folder in TREE.iterdir() if folder.is_dir()} == before
+async def test_commands_run_in_the_workspaces_group(lab: Lab, workspace: WorkspaceId) -> None:
+    assert await lab.sh(workspace, "cat README; exit 3") == (3, "hello\n")
+    process = await lab.node.access.exec(workspace, (await lab.facts(workspace)).run, ExecRequest(("sleep", "1000")))
+
+    async def two() -> bool:
+        return len((group_of(lab, workspace) / "cgroup.procs").read_text().split()) == 2
+
+    await wait_for(two, "init and sleep to be in the group")
+    await process.close()
+
+
+async def test_a_memory_hog_is_killed_and_its_workspace_lives(lab: Lab, workspace: WorkspaceId) -> None:
+    group = group_of(lab, workspace)
+    status, _ = await lab.sh(workspace, f"python3 -c 'x = bytearray({SMALL.memory * 2})'")
+    assert status == 128 + 9
+    assert events(group, "memory")["oom_kill"] == 1
+    assert await lab.sh(workspace, "echo alive") == (0, "alive\n")
+
+
+async def test_a_fork_bomb_meets_its_workspaces_limit(lab: Lab, workspace: WorkspaceId) -> None:
+    group = group_of(lab, workspace)
+    bomb = ExecRequest(("python3", "-c", BOMB))
+    process = await lab.node.access.exec(workspace, (await lab.facts(workspace)).run, bomb)
+
+    async def held() -> bool:
+        return events(group, "pids")["max"] > 0
+
+    await wait_for(held, "the bomb to meet the limit")
+    assert int((group / "pids.current").read_text()) <= SMALL.processes
+    await process.close()
+
+
+async def test_a_stop_removes_the_workspaces_group_with_all_in_it(lab: Lab, workspace: WorkspaceId) -> None:
+    """The bomb of the test before is still in there."""
+    group = group_of(lab, workspace)
+    before = group.stat().st_ino
+    assert (await lab.stop(workspace)).failure is None
+
+    async def gone() -> bool:
+        # The slot may have been parked anew meanwhile, with a group of the same name.
+        return not group.exists() or group.stat().st_ino != before
+
+    await wait_for(gone, "the group to be removed")

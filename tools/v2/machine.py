@@ -118,15 +118,15 @@ def booted(shown: Sequence[Path] = (), within_s: float = 240) -> Iterator[Machin
             (channel, _emulator(parts, scratch, files, channel, console, mark, within_s)),
         ):
             # The kernel ends them with this process, should it be killed.
-            process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *map(str, command)], stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )  # fmt: skip
+            bound = ["setpriv", "--pdeathsig", "KILL", *map(str, command)]
+            process = subprocess.Popen(bound, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
             stack.callback(_end, process)
             _await_socket(path, process, log)
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(channel))
             machine = Machine(connection, mark, console, until)
             machine.await_boot()
+            scratch.unlink()  # what is written to it is given back when QEMU ends, however it ends
             yield machine
 
 
@@ -151,7 +151,7 @@ def _emulator(
     parts: Parts, scratch: Path, files: Path, channel: Path, console: Path, mark: str, within_s: float
 ) -> list[str | Path]:
     kernel_line = (
-        "console=ttyS0 loglevel=4 panic=-1 nokaslr mitigations=off psi=1 cgroup_no_v1=all "
+        "console=ttyS0 loglevel=7 panic=-1 nokaslr mitigations=off psi=1 cgroup_no_v1=all "
         f"fairwater.mark={mark} fairwater.seconds={within_s:.0f}"
     )
     return [

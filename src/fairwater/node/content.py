@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import shlex
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -99,8 +100,13 @@ class SandboxedContent:
                     ) from failed
                 raise explain_end(failed.status, failed.stderr, source) from failed
             finally:
-                await asyncio.shield(self._sandboxes.remove(sandbox))
+                await asyncio.shield(self._clear(sandbox, volume))
         (volume / "state" / _MARK).touch(mode=0o600)
+
+    async def _clear(self, sandbox: Sandbox, volume: Path) -> None:
+        await self._sandboxes.remove(sandbox)
+        # Nobody is left who could swap a folder for a link meanwhile, and rmtree follows none.
+        await asyncio.to_thread(shutil.rmtree, volume / _INCOMING.lstrip("/"), ignore_errors=True)
 
     async def _fill(
         self, sandbox: Sandbox, source: Source | None, output: IO[bytes], report: Callable[[Progress], None]

@@ -154,7 +154,10 @@ class ParkedSandboxes:
 
     async def exec(self, sandbox: Sandbox, request: ExecRequest) -> Process:
         held = self._get(sandbox)
-        what = self._command(held, request.command, request.cwd, dict(request.environment), request.user)
+        variables = dict(request.environment)
+        if request.terminal:
+            variables.setdefault("TERM", "xterm-256color")
+        what = self._command(held, request.command, request.cwd, variables, request.user)
         return await self._init(held).exec(what, request.terminal)
 
     async def terminate(self, sandbox: Sandbox) -> None:

@@ -44,7 +44,7 @@ class FalseInit:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         self._listener.bind(str(self.path))
         self._listener.listen()
-        self.client = InitClient(self.path, answer_within_s=0.2)
+        self.client = InitClient(self.path, answer_within_s=20)
 
     async def meet(self) -> socket.socket:
         connection, _ = await asyncio.get_running_loop().sock_accept(self._listener)
@@ -122,7 +122,7 @@ async def test_what_is_no_proper_reply_is_refused_and_leaves_nothing_open(
 async def test_silence_ends_after_a_while(false_init: FalseInit, call: str) -> None:
     meeting = asyncio.ensure_future(false_init.meet())
     with pytest.raises(Temporary) as failure:
-        await CALLS[call](false_init.client)
+        await CALLS[call](InitClient(false_init.path, answer_within_s=0.05))
     assert failure.value.code == "init_silent"
     (await meeting).close()
 

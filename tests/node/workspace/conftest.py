@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import subprocess
 import tempfile
@@ -13,16 +12,6 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from tests.node.workspace.laboratory import Lab, end_all, lab_on
-
-from fairwater.node import linux
-
-
-@pytest.fixture(scope="session", autouse=True)
-def private_mounts() -> None:
-    """As the agent has them: nothing that starts meanwhile holds on to a volume, and a killed run leaves none."""
-    if os.geteuid() == 0:
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount("none", "/", "none", linux.MS_REC | linux.MS_SLAVE)
 
 
 @pytest.fixture(scope="module")
