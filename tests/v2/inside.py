@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -34,6 +36,20 @@ def cgroups() -> Iterator[Cgroups]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def workspace(lab: Lab) -> AsyncIterator[WorkspaceId]:
     yield await lab.start()
+
+
+@pytest.fixture
+def swap(data_dir: Path) -> Iterator[Path]:
+    """Gives the machine as much swap as two workspaces have memory."""
+    file = data_dir / "swap"
+    file.touch(mode=0o600)
+    with open(file, "wb") as opened:
+        os.posix_fallocate(opened.fileno(), 0, SMALL.memory * 2)
+    subprocess.run(["mkswap", "-q", file], check=True)
+    subprocess.run(["swapon", file], check=True)
+    yield file
+    subprocess.run(["swapoff", file], check=True)
+    file.unlink()
 
 
 def limits_in(folder: Path) -> dict[str, str]:
@@ -101,6 +117,11 @@ async def test_a_memory_hog_is_killed_and_its_workspace_lives(lab: Lab, workspac
     assert status == 128 + 9
     assert events(group, "memory")["oom_kill"] == 1
     assert await lab.sh(workspace, "echo alive") == (0, "alive\n")
+
+
+async def test_swap_adds_nothing_to_a_workspaces_memory(lab: Lab, workspace: WorkspaceId, swap: Path) -> None:
+    status, _ = await lab.sh(workspace, f"python3 -c 'x = bytearray({SMALL.memory * 2})'")
+    assert status == 128 + 9
 
 
 async def test_a_fork_bomb_meets_its_workspaces_limit(lab: Lab, workspace: WorkspaceId) -> None:

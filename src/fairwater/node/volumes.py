@@ -32,6 +32,8 @@ QUOTA_MIN = Bytes(256 * 1024**2)
 _SUBVOLUME = "content"
 _BTRFS_IOC_SUBVOL_CREATE = 0x5000940E
 _BTRFS_IOC_RESIZE = 0x50009403
+_DAMAGED = frozenset({errno.EINVAL, errno.EIO, errno.EUCLEAN, errno.ESTALE})
+"""What mount(2) says of a file system that it cannot read; anything else may pass."""
 _RELEASED_WITHIN_S = 3.0
 """How long the last reference to a file system may take to go after unmounting, before that counts as in use."""
 
@@ -120,6 +122,7 @@ class BtrfsVolumes:
             self._lay_out(root)
         finally:
             linux.umount(root)
+        self._wait_until_free(workspace, device, aside)
         # Only a volume that is complete gets its name.
         aside.rename(image)
 
@@ -148,8 +151,10 @@ class BtrfsVolumes:
             try:
                 linux.mount(device, root, "btrfs", flags, f"subvol={_SUBVOLUME},discard=async")
             except OSError as error:
-                if error.errno in {errno.EEXIST, errno.ENXIO, errno.EBUSY}:  # it is being let go of just now
-                    raise Temporary(f"the volume of {workspace} is still in use", code="volume_in_use") from error
+                if error.errno not in _DAMAGED:
+                    raise Temporary(
+                        f"the volume of {workspace} cannot be mounted now: {error.strerror}", code="volume_in_use"
+                    ) from error
                 raise Permanent(
                     f"the volume of {workspace} cannot be mounted ({error.strerror or error}); its image is kept at "
                     f"{image}",
@@ -170,11 +175,18 @@ class BtrfsVolumes:
                 if error.errno == errno.EBUSY:
                     raise Temporary(f"the volume of {workspace} is still in use", code="volume_in_use") from error
                 raise
+        device = self._held_by(workspace)
+        if device is not None:
+            self._wait_until_free(workspace, device, self._image(workspace))
+            self._attached.pop(workspace, None)
+
+    def _wait_until_free(self, workspace: WorkspaceId, device: str, image: Path) -> None:
+        """Until the device has let go of the image: a file system must never be reached through two."""
         deadline = time.monotonic() + _RELEASED_WITHIN_S
-        while self._held_by(workspace) is not None:
+        while linux.loop_backing(device, self._sys) == str(image):
             if time.monotonic() > deadline:
                 raise Temporary(f"the volume of {workspace} is still held by a process", code="volume_in_use")
-            time.sleep(0.002)
+            time.sleep(0.001)
 
     def _delete(self, workspace: WorkspaceId) -> None:
         self._detach(workspace)
