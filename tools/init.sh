@@ -15,7 +15,9 @@ fi
 say "fairwater-init: compiling $target"
 mkdir -p "${target%/*}"
 # Moved into place: workspaces may be running the one that is there.
-cc -O2 -static -Wall -Wextra -o "$target.new" "$source" ||
+cc -O2 -static -std=c11 -Wall -Wextra -Werror -o "$target.new" "$source" ||
     die "fairwater-init could not be compiled: see the message above; gcc and libc6-dev are needed"
+# Not readable: a process whose program cannot be read does not show its descriptors, not even to the sandbox's root.
+chmod 0711 "$target.new"
 mv -f "$target.new" "$target"
 printf '%s\n' "$wanted" >"$target.stamp"

@@ -30,6 +30,7 @@ CHOSEN = (
     "tests/v2/inside.py::test_a_memory_hog_is_killed_and_its_workspace_lives",
     "tests/v2/inside.py::test_a_fork_bomb_meets_its_workspaces_limit",
     "tests/v2/inside.py::test_a_stop_removes_the_workspaces_group_with_all_in_it",
+    "tests/v2/inside.py::test_swap_adds_nothing_to_a_workspaces_memory",
     f"{NODE}/test_isolation.py::test_the_workspace_sees_only_its_own_processes",
     f"{NODE}/test_isolation.py::test_every_namespace_is_its_own",
     f"{NODE}/test_isolation.py::test_the_processor_limit_is_felt",

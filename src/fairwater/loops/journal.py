@@ -38,6 +38,31 @@ class Entry:
 _ENTRY = TypeAdapter(Entry)
 
 
+LOG_KEPT = 256 * 1024
+"""Bytes of a log that outlive its run."""
+
+
+def log_size(path: Path) -> int:
+    """0 where there is no log."""
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def read_log(path: Path, offset: int, size: int) -> bytes:
+    """At most `size` bytes of a log; none where there are no more. The log is never held open: its volume must stay
+    free to be detached. The workspace can write it, so it is read only where it is a plain file."""
+    try:
+        log = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+    try:
+        return os.pread(log, size, offset)
+    finally:
+        os.close(log)
+
+
 class Journal:
     """Entries by workspace, in memory and in `folder`."""
 
@@ -73,8 +98,16 @@ class Journal:
         aside.replace(path)
         self._entries[entry.workspace] = entry
 
+    def keep_log(self, workspace: WorkspaceId, log: Path) -> None:
+        """Keeps the end of a run's log, so that it can be read while the volume is not attached."""
+        self.kept_log(workspace).write_bytes(read_log(log, max(0, log_size(log) - LOG_KEPT), LOG_KEPT))
+
+    def kept_log(self, workspace: WorkspaceId) -> Path:
+        return self._folder / f"{workspace}.log"
+
     def remove(self, workspace: WorkspaceId) -> None:
         self._path(workspace).unlink(missing_ok=True)
+        self.kept_log(workspace).unlink(missing_ok=True)
         self._entries.pop(workspace, None)
 
     def _path(self, workspace: WorkspaceId) -> Path:

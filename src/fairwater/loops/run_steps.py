@@ -198,6 +198,9 @@ class RunReconciler:
             self._table.sandboxes.pop(entry.workspace, None)
 
     async def _detach_volume(self, entry: Entry) -> None:
+        root = (await self._volumes.find(entry.workspace)).root
+        if root is not None:
+            self._table.journal.keep_log(entry.workspace, log_file(root, entry.run))
         await self._volumes.detach(entry.workspace)
 
     async def _release(self, entry: Entry) -> None:

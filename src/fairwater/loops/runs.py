@@ -12,7 +12,7 @@ from fairwater.domain.failure import Permanent, Temporary
 from fairwater.domain.ids import RunNumber, WorkspaceId
 from fairwater.domain.workspaces.run import NodeView, RunFacts, RunState, RunStep, SandboxState, Wish
 from fairwater.loops.journal import Entry, Journal
-from fairwater.loops.run_steps import RunReconciler
+from fairwater.loops.run_steps import RunReconciler, log_file
 from fairwater.loops.run_table import RunTable
 from fairwater.loops.runner import LoopRunner
 from fairwater.ports.agent import Hello, StartRequest
@@ -130,6 +130,11 @@ class RunKeeper:
             state = entry.state.value if entry else "not on this node"
             raise Permanent(f"workspace {workspace} is {state}: start it first", code="not_running")
         return sandbox
+
+    def log_of(self, workspace: WorkspaceId, run: RunNumber, root: Path | None) -> Path:
+        """Where the log of a run is: on its volume at `root`, or what was kept of it where that is not attached."""
+        self._table.fence(workspace, run)
+        return log_file(root, run) if root is not None else self._table.journal.kept_log(workspace)
 
     def _died(self, sandbox: Sandbox) -> None:
         workspace = sandbox.tenant.workspace

@@ -145,6 +145,7 @@ class ParkedSandboxes:
     async def launch(self, sandbox: Sandbox, command: tuple[str, ...] | None, log: Path) -> None:
         held = self._get(sandbox)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        os.fchmod(output, 0o622)  # so that the workspace's user can open its /dev/stdout; its folder is closed to it
         try:
             what = self._command(held, command or (), None, {}, "workspace")
             await self._init(held).launch(held.tenant.run, what, stdout=output, stderr=output)

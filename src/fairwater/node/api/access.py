@@ -7,14 +7,13 @@ about who may.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 
 from fairwater.domain.failure import Permanent
 from fairwater.domain.ids import RunNumber, WorkspaceId
 from fairwater.domain.workspaces.run import RunState
-from fairwater.loops.run_steps import log_file
+from fairwater.loops.journal import log_size, read_log
 from fairwater.loops.runs import RunKeeper
 from fairwater.node.files import VolumeFiles
 from fairwater.ports.agent import FileEntry
@@ -24,6 +23,8 @@ from fairwater.ports.volumes import Volumes
 
 _LOG_CHUNK_BYTES = 64 * 1024
 _LOG_POLL_S = 0.2
+_LOG_READ_MAX = 16 * 1024 * 1024
+"""How far back a log is read."""
 
 
 class NodeAccess:
@@ -53,12 +54,13 @@ class NodeAccess:
         return await (await self._files(workspace)).write_file(path, chunks)
 
     async def logs(self, workspace: WorkspaceId, run: RunNumber, *, follow: bool = False) -> AsyncIterator[bytes]:
-        root = await self._root(workspace)
-        offset = 0
+        log = self._runs.log_of(workspace, run, (await self._volumes.find(workspace)).root)
+        # A workspace can make its own log as long as it likes, even without writing it.
+        offset = max(0, log_size(log) - _LOG_READ_MAX)
         while True:
             # Looked at before reading: what was printed until the end is then read below.
             over = not follow or await self._is_over(workspace, run)
-            while chunk := await asyncio.to_thread(_read_log, log_file(root, run), offset):
+            while chunk := await asyncio.to_thread(read_log, log, offset, _LOG_CHUNK_BYTES):
                 offset += len(chunk)
                 yield chunk
             if over:
@@ -80,18 +82,6 @@ class NodeAccess:
         if root is None:
             raise Permanent(f"workspace {workspace} is not running: start it first", code="not_running")
         return root
-
-
-def _read_log(path: Path, offset: int) -> bytes:
-    """A chunk of the log; empty where there is no more. Never held open: the volume must stay free to be detached."""
-    try:
-        log = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return b""
-    try:
-        return os.pread(log, _LOG_CHUNK_BYTES, offset)
-    finally:
-        os.close(log)
 
 
 async def _rejoined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
