@@ -12,6 +12,7 @@ if [ "$what" = all ]; then
         # shellcheck disable=SC2086
         "$checkout/tools/packages.sh" $packages_up $packages_test
         "$checkout/tools/init.sh"
+        "$checkout/tools/v2/kernel.sh"
     else
         say "not root: the tests that need it are skipped"
     fi

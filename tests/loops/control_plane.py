@@ -110,5 +110,3 @@ async def control_plane(
             await agent.close()
     assert plane.bugs() == [], plane.bugs()
     assert not records.spinning, "the loop looked again at once, without end"
-
-

@@ -51,11 +51,7 @@ class MemoryRecords:
 
     async def unfinished(self) -> tuple[WorkspaceId, ...]:
         self._answer()
-        return tuple(
-            key
-            for key, row in self.rows.items()
-            if not row.cleared and row.workspace.phase not in AT_REST
-        )
+        return tuple(key for key, row in self.rows.items() if not row.cleared and row.workspace.phase not in AT_REST)
 
     async def load(self, workspace: WorkspaceId) -> WorkspaceRecord | None:
         self._answer()

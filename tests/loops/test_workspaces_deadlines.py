@@ -42,7 +42,7 @@ async def test_a_stop_that_takes_too_long_is_forced_at_its_deadline() -> None:
         await plane.ask(Event.STOP)
         await plane.until(Phase.STOPPED, within_s=130)
         assert plane.agent.stops[0] == (ID, 1, False)
-        assert {stop for stop in plane.agent.stops[1:]} == {(ID, 1, True)}
+        assert set(plane.agent.stops[1:]) == {(ID, 1, True)}
         assert plane.took_s(Event.STOP, Event.RELEASED) == pytest.approx(120.5, abs=0.01)
 
 

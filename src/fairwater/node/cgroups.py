@@ -7,6 +7,7 @@ limit should be. The mount points are found, never assumed, and left as they are
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from dataclasses import dataclass
 from enum import StrEnum
@@ -74,10 +75,23 @@ class Cgroups:
                 folder.mkdir(exist_ok=True)
                 missing = set(CONTROLLERS) - set(_words(folder / "cgroup.subtree_control"))
                 if missing:
-                    (folder / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in sorted(missing)))
+                    self._hand_down(folder, missing)
         else:
             for folder in self._folders(""):
                 folder.mkdir(exist_ok=True)
+
+    @staticmethod
+    def _hand_down(folder: Path, controllers: set[str]) -> None:
+        words = " ".join(f"+{name}" for name in sorted(controllers))
+        try:
+            (folder / "cgroup.subtree_control").write_text(words)
+        except OSError as error:
+            why = "processes are in it" if error.errno == errno.EBUSY else error.strerror
+            raise Permanent(
+                f"{folder}: {words} cannot be handed down to the sandboxes' groups, because {why}: run the agent on the "
+                "machine itself, not in a container with a cgroup tree of its own",
+                code="cgroups_not_delegated",
+            ) from error
 
     def path(self, group: str) -> str:
         """The group's path as an OCI runtime wants it."""
@@ -94,18 +108,32 @@ class Cgroups:
             cpu = "max" if limits.cpu_quota_us is None else str(limits.cpu_quota_us)
             _write(folder / "cpu.max", f"{cpu} {CPU_PERIOD_US}")
             _write(folder / "memory.max", _or_max(limits.memory))
+            if (folder / "memory.swap.max").exists():  # not there where the kernel has no swap
+                # memory.max does not count what is swapped out: a workspace could have all of the machine's swap.
+                _write(folder / "memory.swap.max", "max" if limits.memory is None else "0")
             _write(folder / "pids.max", _or_max(limits.processes))
         else:
             cpu_folder = self._folder("cpu", group)
             _write(cpu_folder / "cpu.cfs_quota_us", str(-1 if limits.cpu_quota_us is None else limits.cpu_quota_us))
-            memory = -1 if limits.memory is None else limits.memory
-            _write(self._folder("memory", group) / "memory.limit_in_bytes", str(memory))
+            self._limit_memory_v1(self._folder("memory", group), limits.memory)
             _write(self._folder("pids", group) / "pids.max", _or_max(limits.processes))
         shown = self.read(group)
         if shown != limits:
             raise Temporary(
                 f"group {self.path(group)}: asked for {limits}, but the kernel shows {shown}", code="limit_not_applied"
             )
+
+    @staticmethod
+    def _limit_memory_v1(folder: Path, memory: int | None) -> None:
+        """Memory, and memory with swap, to the same: the second may never be below the first, at no moment."""
+        value = "-1" if memory is None else str(memory)
+        names = ["memory.limit_in_bytes"]
+        with_swap = folder / "memory.memsw.limit_in_bytes"
+        if with_swap.exists():  # not there where the kernel does not count swap
+            rises = memory is None or memory > (_limit(with_swap.read_text()) or 1 << 62)
+            names.insert(0 if rises else 1, with_swap.name)
+        for name in names:
+            _write(folder / name, value)
 
     def read(self, group: str) -> Limits:
         """The limits in force, as the kernel shows them."""

@@ -7,6 +7,7 @@ sandboxes are mounted where nobody else can copy them: in a namespace of the age
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -34,12 +35,34 @@ class PrivateMounts:
             linux.mount(folder, folder, "none", linux.MS_BIND)
         linux.mount("none", folder, "none", linux.MS_PRIVATE)  # a namespace can be bound only where nothing spreads
         pin.touch(mode=0o600)
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount("none", "/", "none", linux.MS_REC | linux.MS_SLAVE)
+        self._enter_new(pin)
         if hide is not None:
             linux.umount(hide)
+
+    def _enter_new(self, pin: Path) -> None:
+        """Makes the namespace, and keeps it at `pin`.
+
+        The kernel refuses to bind a namespace whose number is below that of the one it is bound in. Since Linux 6.18
+        numbers are dealt to each processor in batches, so that a new one may be the smaller; on the processor on which
+        the outer one was made, it is not.
+        """
         inside = f"/proc/{os.getpid()}/ns/mnt"
-        linux.in_namespaces(lambda: linux.mount(inside, pin, "none", linux.MS_BIND), mount_ns=self._outside)
+        processors = os.sched_getaffinity(0)
+        try:
+            for processor in (None, *sorted(processors)):
+                if processor is not None:
+                    os.sched_setaffinity(0, {processor})
+                linux.unshare(linux.CLONE_NEWNS)
+                linux.mount("none", "/", "none", linux.MS_REC | linux.MS_SLAVE)
+                try:
+                    linux.in_namespaces(lambda: linux.mount(inside, pin, "none", linux.MS_BIND), mount_ns=self._outside)
+                    return
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+            raise OSError(errno.EINVAL, f"the agent's mount namespace cannot be kept at {pin}")
+        finally:
+            os.sched_setaffinity(0, processors)
 
     def forget(self) -> None:
         """Lets the namespace go with its last process."""

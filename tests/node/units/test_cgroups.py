@@ -79,7 +79,8 @@ LAYOUTS = pytest.mark.parametrize("lay", [v2_only, v1_only, hybrid])
 
 
 @pytest.mark.parametrize(
-    ("lay", "layout", "hidden"), [(v2_only, Layout.V2, False), (v1_only, Layout.V1, False), (hybrid, Layout.HYBRID, True)]
+    ("lay", "layout", "hidden"),
+    [(v2_only, Layout.V2, False), (v1_only, Layout.V1, False), (hybrid, Layout.HYBRID, True)],
 )
 def test_the_layout_is_found(tree: Tree, lay: Lay, layout: Layout, hidden: bool) -> None:
     lay(tree)
@@ -187,7 +188,11 @@ def test_a_limit_that_the_kernel_ignores_is_not_taken_for_applied(
         folder.mkdir(parents=True, exist_ok=True)
     cgroups = tree.open()
     cgroups.limit(GROUP, NO_LIMITS)
-    files = {"cpu": {"cpu.max", "cpu.cfs_quota_us"}, "memory": {"memory.max", "memory.limit_in_bytes"}, "pids": {"pids.max"}}
+    files = {
+        "cpu": {"cpu.max", "cpu.cfs_quota_us"},
+        "memory": {"memory.max", "memory.limit_in_bytes"},
+        "pids": {"pids.max"},
+    }
     write = Path.write_text
 
     def ignoring(path: Path, value: str) -> int:
@@ -209,6 +214,18 @@ def test_a_limit_that_the_kernel_refuses_is_temporary_and_names_the_file(tree: T
     with pytest.raises(Temporary, match=r"pids\.max: '100' was refused") as refused:
         cgroups.limit(GROUP, LIMITS)
     assert refused.value.code == "limit_not_applied"
+
+
+def test_what_is_swapped_out_is_not_beyond_the_limit(tree: Tree) -> None:
+    """`memory.max` does not count it."""
+    folder = v2_only(tree)["memory"]
+    folder.mkdir(parents=True)
+    (folder / "memory.swap.max").write_text("max\n")
+    cgroups = tree.open()
+    cgroups.limit(GROUP, LIMITS)
+    assert (folder / "memory.swap.max").read_text() == "0"
+    cgroups.limit(GROUP, NO_LIMITS)
+    assert (folder / "memory.swap.max").read_text() == "max"
 
 
 def test_a_quota_over_another_period_is_not_taken_for_applied(tree: Tree) -> None:

@@ -181,7 +181,7 @@ async def test_a_layout_that_was_interrupted_is_begun_anew(machine: Path, tmp_pa
 
 
 async def test_an_image_of_another_name_is_refused(machine: Path, tmp_path: Path) -> None:
-    with pytest.raises(Permanent, match="'nixos'.*'host'") as refused:
+    with pytest.raises(Permanent, match=r"'nixos'.*'host'") as refused:
         await HostImage(tmp_path / "images", machine).prepare("nixos")
     assert refused.value.code == "no_such_image"
 

@@ -49,7 +49,7 @@ def test_two_agents_get_different_numbers(claim: Claim) -> None:
 
 def test_a_second_agent_on_the_same_data_directory_is_refused(claim: Claim, tmp_path: Path) -> None:
     claim("a")
-    with pytest.raises(Permanent, match="already runs on .*/a: stop it first") as refused:
+    with pytest.raises(Permanent, match=r"already runs on .*/a: stop it first") as refused:
         claim("a")
     assert refused.value.code == "agent_running"
     (tmp_path / "link").symlink_to(tmp_path / "a")
