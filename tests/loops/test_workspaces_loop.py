@@ -233,6 +233,9 @@ async def test_an_orphan_run_of_an_ended_workspace_is_stopped(phase: Phase) -> N
 
 async def test_an_orphan_run_of_a_deleted_workspace_is_stopped_before_its_volume_goes() -> None:
     async with control_plane(serving=False) as plane:
+        await plane.ask(Event.START)
+        await plane.ask(Event.STOP)
+        await plane.ask(Event.RELEASED)
         plane.agent.hold(RunFacts(ID, RunNumber(1), RunState.RUNNING, "running", BEGAN))
         await plane.ask(Event.DELETE)
         await plane.start_server()
@@ -244,7 +247,7 @@ async def test_a_run_of_before_is_stopped_before_the_next_begins() -> None:
     async with control_plane(serving=False) as plane:
         await plane.ask(Event.START)
         await plane.ask(Event.STOP)
-        await plane.records.record(ID, RunNumber(1), Event.RELEASED, "lost from sight", plane.clock.now())
+        await plane.ask(Event.RELEASED)
         plane.agent.hold(RunFacts(ID, RunNumber(1), RunState.RUNNING, "running", BEGAN))
         await plane.ask(Event.START)
         await plane.start_server()

@@ -7,6 +7,7 @@ failure, with growing delays after a bug. Refuses to know what is looked after.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Hashable
 from typing import Generic, Protocol, TypeVar
 
@@ -95,11 +96,8 @@ class LoopRunner(Generic[K, F, S]):
             delay_s: float | None
             try:
                 async with self._slots:
-                    delay_s = await self._advance(key)
+                    delay_s = await self._attempt(key)
                 bugs = 0
-            except Temporary as failure:
-                await self._reconciler.delayed(key, failure)
-                delay_s = failure.delay_s
             except Exception:  # noqa: BLE001 - the loop's edge: a bug ends this iteration, and the object waits
                 delay_s = _BACKOFF_S[min(bugs, len(_BACKOFF_S) - 1)]
                 bugs += 1
@@ -110,10 +108,17 @@ class LoopRunner(Generic[K, F, S]):
                 self._tasks.pop(key, None)
                 self._pokes.pop(key, None)
                 return
-            try:
-                await asyncio.wait_for(event.wait(), delay_s)
-            except TimeoutError:
-                continue
+            # Not `wait_for`: before Python 3.12 it swallows a cancellation that comes along with the event.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay_s):
+                    await event.wait()
+
+    async def _attempt(self, key: K) -> float | None:
+        try:
+            return await self._advance(key)
+        except Temporary as failure:
+            await self._reconciler.delayed(key, failure)
+            return failure.delay_s
 
     async def _advance(self, key: K) -> float | None:
         """Plans and applies until the plan waits; the seconds until it wants to be asked again, None for never."""

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import structlog
+
 from fairwater.domain.failure import Permanent, Temporary
 from fairwater.domain.ids import RunNumber, WorkspaceId
 from fairwater.domain.workspaces.run import NodeView, RunFacts, RunState, RunStep, SandboxState, Wish
@@ -49,7 +51,8 @@ class RunKeeper:
 
     async def recover(self) -> None:
         """Finds what a predecessor left: runs that live go on, runs that died are cleared, helpers begin anew."""
-        self._table.journal.load()
+        for damaged in self._table.journal.load():
+            structlog.get_logger().error("journal_damaged", file=damaged)
         for sandbox in self._sandboxes.claimed():
             workspace = sandbox.tenant.workspace
             entry = self._table.journal.get(workspace)

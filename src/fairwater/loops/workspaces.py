@@ -26,7 +26,7 @@ from fairwater.domain.workspaces.control import (
     Step,
     plan_workspace,
 )
-from fairwater.domain.workspaces.run import Progress, RunFacts
+from fairwater.domain.workspaces.run import Progress, RunFacts, RunState
 from fairwater.domain.workspaces.workspace import STARTING, Event
 from fairwater.loops.runner import LoopRunner
 from fairwater.ports.agent import RunAgent
@@ -41,7 +41,14 @@ _SWEEP_S = 30.0
 class NodeWatch:
     """What one node says of its runs, kept up to date by its stream of changes."""
 
-    def __init__(self, agent: RunAgent, clock: Clock, changed: Callable[[RunFacts], None]) -> None:
+    def __init__(
+        self,
+        agent: RunAgent,
+        clock: Clock,
+        changed: Callable[[RunFacts], None],
+        answered: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._answered = answered
         self._agent = agent
         self._clock = clock
         self._changed = changed
@@ -88,27 +95,39 @@ class NodeWatch:
         log = structlog.get_logger().bind(loop="node_watch")
         while True:
             try:
-                changes = self._agent.changes()
-                first = asyncio.ensure_future(anext(changes))
-                # The stream is open before everything is read, so that no change falls between the two.
-                await asyncio.sleep(0)
-                await self.ask()
-                self._broken, self._complete = None, True
-                for facts in tuple(self._facts.values()):
-                    self._changed(facts)
-                facts = await first
-                while True:
-                    self.learn(facts)
-                    self._changed(facts)
-                    facts = await anext(changes)
+                await self._follow_once()
+                reason = "the node ended its stream of changes"
             except (Temporary, Permanent) as failure:
                 reason = failure.message
-            except StopAsyncIteration:
-                reason = "the node ended its stream of changes"
+            except Exception as bug:
+                reason = f"what the node said was not understood: {bug}"
+                log.exception("node_watch_failed")
             if self._broken != reason:
                 log.warning("node_watch_broken", reason=reason)
             self._broken = reason
             await asyncio.sleep(_RECONNECT_S)
+
+    async def _follow_once(self) -> None:
+        """Until the stream ends."""
+        changes = self._agent.changes()
+        first = asyncio.ensure_future(anext(changes, None))
+        try:
+            # The stream is open before everything is read, so that no change falls between the two.
+            await asyncio.sleep(0)
+            await self.ask()
+            self._broken, self._complete = None, True
+            self._answered()
+            for facts in tuple(self._facts.values()):
+                self._changed(facts)
+            change = await first
+            while change is not None:
+                self.learn(change)
+                self._changed(change)
+                change = await anext(changes, None)
+        finally:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            await changes.aclose()  # type: ignore[attr-defined]
 
 
 class WorkspaceReconciler:
@@ -139,10 +158,12 @@ class WorkspaceReconciler:
                 self._watch.learn(await self._agent.start_run(key, record.request))
             case AskStop(run, force):
                 facts = await self._agent.stop_run(key, run, force=force)
-                if facts is not None:
-                    self._watch.learn(facts)
-                else:
+                if facts is None:
                     self._watch.forget(key)
+                    return
+                self._watch.learn(facts)
+                if force and facts.state is RunState.STOPPING:
+                    raise Temporary(f"run {run} of {key} is still being released", code="stopping", delay_s=5.0)
             case DeleteVolume(run):
                 await self._agent.delete_volume(key, run)
                 await self._records.cleared(key)
@@ -169,7 +190,8 @@ class WorkspacesLoop:
         self._records = records
         self._log = structlog.get_logger().bind(loop="workspaces")
         self._progress: dict[WorkspaceId, Progress | None] = {}
-        self.watch = NodeWatch(agent, clock, self._changed)
+        self.watch = NodeWatch(agent, clock, self._changed, self._node_answered)
+        self._sweep = asyncio.Event()
         reconciler = WorkspaceReconciler(records, agent, self.watch, clock)
         self._runner: LoopRunner[WorkspaceId, WorkspaceRecord | None, tuple[Step, WorkspaceRecord]] = LoopRunner(
             reconciler, clock
@@ -191,17 +213,27 @@ class WorkspacesLoop:
                 except Exception:  # noqa: BLE001 - the loop's edge: the database may be away for a while
                     self._log.exception("sweep_failed", retry_in_s=_RECONNECT_S)
                     delay_s = _RECONNECT_S
-                await asyncio.sleep(delay_s)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(delay_s):
+                        await self._sweep.wait()
+                self._sweep.clear()
         finally:
             for task in tuple(self._tasks):
                 task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._runner.close()
 
+    def _node_answered(self) -> None:
+        """Those it knows nothing of have waited for this too."""
+        self._sweep.set()
+
     def _changed(self, facts: RunFacts) -> None:
         known = self._progress.get(facts.workspace)
         if facts.progress != known:
-            self._progress[facts.workspace] = facts.progress
+            if facts.progress is None:
+                self._progress.pop(facts.workspace, None)
+            else:
+                self._progress[facts.workspace] = facts.progress
             self._spawn(self._records.note_progress(facts.workspace, facts.progress))
             if facts.progress is not None and known is not None:
                 return  # only the figures moved

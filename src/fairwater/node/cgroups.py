@@ -88,8 +88,8 @@ class Cgroups:
         except OSError as error:
             why = "processes are in it" if error.errno == errno.EBUSY else error.strerror
             raise Permanent(
-                f"{folder}: {words} cannot be handed down to the sandboxes' groups, because {why}: run the agent on the "
-                "machine itself, not in a container with a cgroup tree of its own",
+                f"{folder}: {words} cannot be handed down to the sandboxes' groups, because {why}: run the agent on "
+                "the machine itself, not in a container with a cgroup tree of its own",
                 code="cgroups_not_delegated",
             ) from error
 
@@ -114,6 +114,7 @@ class Cgroups:
             _write(folder / "pids.max", _or_max(limits.processes))
         else:
             cpu_folder = self._folder("cpu", group)
+            _write(cpu_folder / "cpu.cfs_period_us", str(CPU_PERIOD_US))
             _write(cpu_folder / "cpu.cfs_quota_us", str(-1 if limits.cpu_quota_us is None else limits.cpu_quota_us))
             self._limit_memory_v1(self._folder("memory", group), limits.memory)
             _write(self._folder("pids", group) / "pids.max", _or_max(limits.processes))
@@ -139,13 +140,16 @@ class Cgroups:
         """The limits in force, as the kernel shows them."""
         if self.layout is Layout.V2:
             folder = self._folder("cpu", group)
-            cpu = _words(folder / "cpu.max")[0]
+            cpu, period_us = _words(folder / "cpu.max")
             memory, processes = (folder / "memory.max").read_text(), (folder / "pids.max").read_text()
         else:
             cpu = (self._folder("cpu", group) / "cpu.cfs_quota_us").read_text()
+            period_us = "" if _limit(cpu) is None else (self._folder("cpu", group) / "cpu.cfs_period_us").read_text()
             memory = (self._folder("memory", group) / "memory.limit_in_bytes").read_text()
             processes = (self._folder("pids", group) / "pids.max").read_text()
-        return Limits(_limit(cpu), _limit(memory), _limit(processes))
+        quota_us = _limit(cpu)
+        per_period = None if quota_us is None else quota_us * CPU_PERIOD_US // int(period_us)
+        return Limits(per_period, _limit(memory), _limit(processes))
 
     def processes(self, group: str) -> int:
         """How many tasks the group holds; 0 where it does not exist."""
@@ -189,7 +193,7 @@ def _mount_points(mountinfo: Path, root: Path) -> tuple[Path | None, dict[str, P
     v1: dict[str, Path] = {}
     for line in mountinfo.read_text().splitlines():
         left, _, right = line.partition(" - ")
-        where, (kind, _, options) = Path(left.split()[4]), right.split(maxsplit=2)
+        where, (kind, _, options) = Path(left.split(" ")[4]), right.split(" ", 2)  # the source may be empty
         if kind == "cgroup2" and where.is_relative_to(root):
             v2 = v2 or where
         elif kind == "cgroup":

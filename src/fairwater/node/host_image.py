@@ -22,14 +22,18 @@ USER, UID, HOME = "dev", 1000, "/home/dev"
 
 ETC_ALLOWED = (
     "alternatives", "bash.bashrc", "bash_completion.d", "bash_completion", "ca-certificates", "ca-certificates.conf",
-    "debconf.conf", "debian_version", "default/locale", "dpkg/origins", "emacs", "environment", "ethertypes", "fonts",
+    "debconf.conf", "debian_version", "default/locale", "dpkg/origins", "emacs", "ethertypes", "fonts",
     "gai.conf", "gprofng.rc", "groff", "host.conf", "inputrc", "issue", "java*", "jvm*", "ld.so.cache", "ld.so.conf",
     "ld.so.conf.d", "locale.alias", "locale.conf", "localtime", "lsb-release", "magic", "magic.mime", "mailcap",
-    "manpath.config", "maven", "mime.types", "nanorc", "nodejs", "npmrc", "os-release", "perl", "pip.conf", "profile",
+    "manpath.config", "mime.types", "nanorc", "nodejs", "npmrc", "os-release", "perl", "pip.conf", "profile",
     "protocols", "python3*", "rpc", "services", "shells", "skel", "ssl/certs", "ssl/openssl.cnf", "terminfo",
     "timezone", "vim", "wgetrc",
 )  # fmt: skip
-_CREDENTIALS = re.compile(rb"://[^/\s\"']*@|(?:_auth(?:Token)?|password)\s*=", re.IGNORECASE)
+_CREDENTIALS = re.compile(
+    rb"://[^/\s\"']+@|^[^#\n]*(?:_auth|token|secret|passw(?:or)?d|api_?key)[A-Za-z_]*\s*[=:]\s*\S",
+    re.IGNORECASE | re.MULTILINE,
+)
+_MAY_HOLD_CREDENTIALS = frozenset({"pip.conf", "npmrc", "wgetrc", "profile", "bash.bashrc", "inputrc"})
 _SIZE_MAX = 4 * 1024 * 1024
 _FOLDERS = ("dev", "home", "home/dev", "media", "mnt", "opt", "proc", "root", "run", "srv", "sys", "tmp", "usr", "var",
             "var/cache", "var/lib", "var/log", "var/tmp", "workspace")  # fmt: skip
@@ -117,6 +121,9 @@ def _lay_out(root: Path, target: Path) -> None:
     os.chown(target / "workspace", UID, UID)
     for pattern in ETC_ALLOWED:
         for source in sorted((root / "etc").glob(pattern)):
+            above = [parent for parent in source.parents if parent.is_relative_to(root / "etc")]
+            if not all(parent.stat().st_mode & stat.S_IXOTH for parent in above):
+                continue  # everybody may read it, but nobody may go there
             _copy(source, target / "etc" / source.relative_to(root / "etc"))
     for name, text in _FILES.items():
         path = target / name
@@ -148,7 +155,7 @@ def _copy(source: Path, target: Path) -> None:
                 _copy(entry, target / entry.name)
     elif stat.S_ISREG(info.st_mode) and info.st_mode & stat.S_IROTH and info.st_size <= _SIZE_MAX:
         content = source.read_bytes()
-        if source.name in {"pip.conf", "npmrc", "environment", "wgetrc"} and _CREDENTIALS.search(content):
+        if source.name in _MAY_HOLD_CREDENTIALS and _CREDENTIALS.search(content):
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)

@@ -90,6 +90,6 @@ def remove_if_free(instance: Instance) -> None:
 
 def _owner(folder: Path) -> str | None:
     try:
-        return (folder / "owner").read_text()
+        return (folder / "owner").read_text() or None
     except FileNotFoundError:
         return None

@@ -12,7 +12,10 @@ from typing import Any
 ENOSYS, EPERM = 38, 1
 _CLONE_NAMESPACES = 0x7E020000
 """CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET"""
-_AF_VSOCK = 40
+_LOW_32_BITS = 0xFFFFFFFF
+_SOCKET_FAMILIES = (1, 2, 10, 16)
+"""AF_UNIX, AF_INET, AF_INET6, AF_NETLINK. Above all not AF_VSOCK, which reaches the hypervisor's host past every rule
+of the network, nor AF_ALG."""
 
 _FILES = """access chdir chmod chown chown32 close close_range copy_file_range creat dup dup2 dup3 faccessat faccessat2
 fadvise64 fadvise64_64 fallocate fchdir fchmod fchmodat fchmodat2 fchown fchown32 fchownat fcntl fcntl64 fdatasync
@@ -83,8 +86,8 @@ def profile() -> dict[str, Any]:
             # A new process, but no new namespace. clone3 hides its flags behind a pointer, so it is not there at all
             # and the C library falls back to clone.
             _allow("clone", 0, "SCMP_CMP_MASKED_EQ", _CLONE_NAMESPACES, 0),
-            # vsock reaches the hypervisor's host, past every rule of the network.
-            _allow("socket", 0, "SCMP_CMP_NE", _AF_VSOCK),
+            # Compared in 32 bits, as the kernel reads it: with a higher bit set, a family would pass for another.
+            *(_allow("socket", 0, "SCMP_CMP_MASKED_EQ", _LOW_32_BITS, family) for family in _SOCKET_FAMILIES),
             *(_allow("personality", 0, "SCMP_CMP_EQ", value) for value in _PERSONALITIES),
         ],
     }

@@ -42,13 +42,13 @@ class BtrfsVolumes:
     """Implements `ports.volumes.Volumes` below `folder`, which only root may enter."""
 
     def __init__(self, folder: Path, sys: Path = Path("/sys")) -> None:
-        self._folder = folder
+        self._folder = folder.resolve()  # the kernel tells a loop device's file by its real path
         self._sys = sys
         self._attached: dict[WorkspaceId, str] = {}
 
     def prepare(self) -> None:
         """Makes the folders, and finds what a predecessor has attached."""
-        for part in (self._folder, self._folder / "images", self._folder / "mounts"):
+        for part in (self._folder, self._folder / "images", self._folder / "mounts", self._folder / "new"):
             part.mkdir(parents=True, exist_ok=True, mode=0o700)
         images = {str(image): WorkspaceId(image.stem) for image in (self._folder / "images").glob("*.img")}
         for block in (self._sys / "block").glob("loop*"):
@@ -108,13 +108,17 @@ class BtrfsVolumes:
                 delay_s=10,
             )
         aside = image.with_suffix(".new")
+        # Never where a volume is found: one that is not complete is none.
+        root = self._folder / "new" / workspace
+        if linux.is_mount(root):  # a predecessor was killed in between
+            linux.umount(root, linux.MNT_DETACH)
+        aside.unlink(missing_ok=True)
         with open(aside, "wb") as file:
             os.fchmod(file.fileno(), 0o600)
             file.truncate(max(quota, QUOTA_MIN))
         # Metadata twice (DUP) begins with a chunk so large that a full volume can still delete and write again; with
         # "single" it begins with 8 MiB, and a volume once full stays so.
         _run("mkfs.btrfs", "--quiet", "--force", "--nodiscard", "--metadata", "dup", str(aside))
-        root = self._root(workspace)
         root.mkdir(mode=0o700, exist_ok=True)
         with linux.loop_device(aside) as device:
             linux.mount(device, root, "btrfs", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOATIME)
@@ -122,6 +126,7 @@ class BtrfsVolumes:
             self._lay_out(root)
         finally:
             linux.umount(root)
+        root.rmdir()
         self._wait_until_free(workspace, device, aside)
         # Only a volume that is complete gets its name.
         aside.rename(image)
@@ -141,8 +146,7 @@ class BtrfsVolumes:
         if linux.is_mount(root):
             return
         root.mkdir(mode=0o700, exist_ok=True)
-        grow = image.stat().st_size < quota
-        if grow:
+        if image.stat().st_size < quota:
             os.truncate(image, quota)
         # A device that still has the image must be used again: through a second one, the file system would be two.
         held = self._held_by(workspace)
@@ -161,7 +165,9 @@ class BtrfsVolumes:
                     code="volume_damaged",
                 ) from error
         self._attached[workspace] = device
-        if grow:
+        shown = os.statvfs(root)
+        if shown.f_blocks * shown.f_frsize < image.stat().st_size:  # also where a growth was interrupted
+            linux.set_loop_capacity(device)
             with linux.opened(root) as folder:
                 ioctl(folder, _BTRFS_IOC_RESIZE, _volume_arguments("max"))
 

@@ -92,9 +92,11 @@ class SqlWorkspaceRecords:
     async def cleared(self, workspace: WorkspaceId) -> None:
         """What may be secret goes with the workspace; its history stays."""
         async with self._database.write() as transaction:
-            await transaction.connection.execute(
+            cleared = await transaction.connection.execute(
                 update(WorkspaceRow)
                 .where(WorkspaceRow.id == workspace, WorkspaceRow.phase == Phase.DELETED.value)
                 .values(cleared_at=self._clock.now(), environment=[], command=None)
             )
+            if not cleared.rowcount:
+                return
             await transaction.connection.execute(delete(DeadlineRow).where(DeadlineRow.workspace_id == workspace))

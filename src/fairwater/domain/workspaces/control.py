@@ -66,11 +66,11 @@ def plan_workspace(
     cause = f"{workspace.id}/{workspace.run}"
     overdue = deadline is not None and now >= deadline.at
     if workspace.phase is Phase.DELETED:
-        return Plan((DeleteVolume(workspace.run),), cause=cause)
+        return _plan_deleted(workspace, facts, cause)
     if overdue and workspace.phase in STARTING and deadline is not None:
         return Plan((Record(Event.FAIL, _OVERDUE.get(deadline.kind, "took too long")),), cause=cause)
     if isinstance(facts, Missing):
-        until = deadline.at if deadline else None
+        until = deadline.at if deadline and not overdue else None
         return Plan(waiting=Waiting(f"the node to answer: {facts.reason}", workspace.since, until), cause=cause)
     seen = facts.value
     if seen is not None and seen.run < workspace.run:
@@ -92,7 +92,8 @@ def plan_workspace(
             if seen.state is not RunState.STOPPING or overdue:
                 return Plan((AskStop(workspace.run, force=overdue),), cause=cause)
         case Phase.STOPPED | Phase.FAILED if seen is not None and seen.state is not RunState.ENDED:
-            return Plan((AskStop(seen.run),), cause=cause)
+            if seen.state is not RunState.STOPPING:
+                return Plan((AskStop(seen.run),), cause=cause)
         case Phase.LOST if seen is not None and seen.state is RunState.RUNNING:
             return Plan((Record(Event.NODE_RETURNED, "its node is back"),), cause=cause)
         case Phase.CREATING | Phase.RESTORING | Phase.INITIALIZING | Phase.RUNNING if seen is None:
@@ -103,7 +104,16 @@ def plan_workspace(
     records = () if seen is None else _records(workspace.phase, seen)
     if records:
         return Plan(records, cause=cause)
-    return Plan(waiting=_waiting(workspace, deadline), cause=cause)
+    return Plan(waiting=_waiting(workspace, None if overdue else deadline), cause=cause)
+
+
+def _plan_deleted(workspace: Workspace, facts: Reading[RunFacts | None], cause: str) -> Plan[Step]:
+    seen = None if isinstance(facts, Missing) else facts.value
+    if seen is None or seen.state is RunState.ENDED:
+        return Plan((DeleteVolume(workspace.run),), cause=cause)
+    if seen.state is RunState.STOPPING:
+        return Plan(waiting=Waiting(f"run {seen.run} to be released", workspace.since), cause=cause)
+    return Plan((AskStop(seen.run),), cause=cause)
 
 
 def _records(phase: Phase, seen: RunFacts) -> tuple[Record, ...]:
