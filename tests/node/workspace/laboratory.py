@@ -50,6 +50,13 @@ class Lab:
         assert facts.state is RunState.RUNNING, facts
         return workspace
 
+    async def some(self) -> WorkspaceId:
+        """A workspace that runs: one of before, or a new one."""
+        for facts in await self.node.runs.runs():
+            if facts.state is RunState.RUNNING:
+                return facts.workspace
+        return await self.start()
+
     async def stop(self, workspace: WorkspaceId, run: int = 1) -> RunFacts:
         await self.node.runs.stop_run(workspace, RunNumber(run))
         return await self.until(workspace, RunState.ENDED)

@@ -59,25 +59,25 @@ async def test_every_namespace_is_its_own(lab: Lab) -> None:
     ["/etc/shadow", "/etc/machine-id", "/etc/ssl/private", "/boot", "/var/lib/dpkg", "/root/.ssh", "/sys/block/loop0"],
 )
 async def test_files_of_the_machine_are_not_there(lab: Lab, path: str, user: str) -> None:
-    workspace = lab.started[0]
+    workspace = await lab.some()
     assert (await lab.sh(workspace, f"test -e {path}", user=user))[0] == 1
 
 
 async def test_no_way_leads_out_of_the_root_directory(lab: Lab, secrets_of_the_machine: Path) -> None:
-    workspace = lab.started[0]
+    workspace = await lab.some()
     below = secrets_of_the_machine.relative_to("/")
     for way in (f"/{below}", f"/proc/1/root/{below}", f"/proc/self/root/../../../../{below}", f"/proc/1/cwd/{below}"):
         assert (await lab.sh(workspace, f"cat {way}", user="root"))[0] != 0, way
 
 
 async def test_programs_of_the_machine_are_read_only(lab: Lab) -> None:
-    status, words = await lab.sh(lab.started[0], "touch /usr/bin/mine", user="root")
+    status, words = await lab.sh(await lab.some(), "touch /usr/bin/mine", user="root")
     assert status == 1
     assert "Read-only" in words
 
 
 async def test_capabilities_are_few_and_none_can_be_gained(lab: Lab) -> None:
-    _, text = await lab.sh(lab.started[0], "cat /proc/self/status")
+    _, text = await lab.sh(await lab.some(), "cat /proc/self/status")
     status = dict(line.split(":\t") for line in text.splitlines() if ":\t" in line)
     assert int(status["CapEff"], 16) == 0
     bounding = int(status["CapBnd"], 16)
@@ -110,18 +110,18 @@ async def test_refused_system_calls_fail_also_for_root(lab: Lab) -> None:
             assert libc.syscall(41, ctypes.c_ulong(family), 1, 0) == -1, f"socket family {family}"
         print("ok")
     """)
-    assert await lab.sh(lab.started[0], f"python3 -c '{script}'", user="root") == (0, "ok\n")
+    assert await lab.sh(await lab.some(), f"python3 -c '{script}'", user="root") == (0, "ok\n")
 
 
 async def test_the_first_process_cannot_be_killed_or_read_from_inside(lab: Lab) -> None:
-    workspace = lab.started[0]
+    workspace = await lab.some()
     await lab.sh(workspace, "kill -9 1", user="root")
     assert (await lab.sh(workspace, "ls /proc/1/fd"))[0] != 0
     assert await lab.sh(workspace, "echo alive") == (0, "alive\n")
 
 
 async def test_a_fork_bomb_stays_in_its_workspace(lab: Lab) -> None:
-    bombed, neighbour = await lab.start(), lab.started[0]
+    neighbour, bombed = await lab.some(), await lab.start()
     bomb = "import os, time\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.01)\n"
     run = (await lab.facts(bombed)).run
     process = await lab.node.access.exec(bombed, run, ExecRequest(("python3", "-c", bomb)))
@@ -158,7 +158,7 @@ async def test_a_full_volume_is_the_workspaces_own_trouble(lab: Lab) -> None:
 
 
 async def test_limits_in_force_are_those_of_the_class(lab: Lab) -> None:
-    workspace = lab.started[0]
+    workspace = await lab.some()
     group = f"s{lab.node.runs.sandbox_of(workspace).id.split('-')[0]}"
     line = next(
         line

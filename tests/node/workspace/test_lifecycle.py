@@ -26,7 +26,6 @@ async def test_an_edit_is_there_after_stop_and_start(lab: Lab) -> None:
 
 
 async def test_the_checkout_is_clean_and_knows_where_it_came_from(lab: Lab) -> None:
-    workspace = lab.started[0]
     workspace = await lab.start()
     status, words = await lab.sh(
         workspace, "git status --porcelain && git remote get-url origin && git log --format=%s"
