@@ -18,6 +18,7 @@ from fairwater.node.slots import SLOTS_MAX, Network, Slot, Slots
 from fairwater.ports.images import Images
 
 _MAKING_AT_ONCE = 2
+_REFILL_AFTER_S = 0.2
 _RETRY_S = (1.0, 5.0, 15.0, 60.0)
 _REPAIR_EVERY_S = 30.0
 
@@ -40,6 +41,7 @@ class SlotPool:
         self._making = asyncio.Semaphore(_MAKING_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._wanted = asyncio.Event()
+        self._refill: asyncio.TimerHandle | None = None
         self._closed = False
         self._log = structlog.get_logger().bind(part="pool")
 
@@ -76,15 +78,27 @@ class SlotPool:
         """
         for index, slot in enumerate(self._parked):
             if slot.image == image and slot.alive():
-                self._wanted.set()
+                self._refill_soon()
                 return self._parked.pop(index)
         await self._images.prepare(image)
         self._log.info("pool_empty", image=image)
         return await self._make(image)
 
+    def _refill_soon(self) -> None:
+        """Not at once: making a slot would take processors and kernel locks from the start that has just taken one."""
+        if self._refill is None:
+
+            def refill() -> None:
+                self._refill = None
+                self._wanted.set()
+
+            self._refill = asyncio.get_running_loop().call_later(_REFILL_AFTER_S, refill)
+
     async def close(self, *, remove_parked: bool) -> None:
         """Stops parking; with `remove_parked`, only what was handed out is left."""
         self._closed = True
+        if self._refill is not None:
+            self._refill.cancel()
         self._wanted.set()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for number in list(self._pidfds):
