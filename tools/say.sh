@@ -7,7 +7,7 @@ prefix=/opt/fairwater
 # What Fairwater needs of a Debian machine to run isolated workspaces, and what its tests need on top.
 packages_up="python3 python3-venv crun btrfs-progs git git-lfs openssh-client ca-certificates libnftables1 nftables
     iproute2 util-linux gcc libc6-dev make procps kmod"
-packages_test="busybox-static e2fsprogs qemu-system-common qemu-system-x86 tar"
+packages_test="busybox-static e2fsprogs qemu-system-common qemu-system-x86 runc tar"
 
 say() { printf '==> %s\n' "$*" >&2; }
 

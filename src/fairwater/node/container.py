@@ -35,7 +35,7 @@ def run_container(runtime: str, hide: Path | None, number: int, folder: Path) ->
     listener = _listen(control)
     errors = folder / "runtime.log"
     command = [
-        runtime, "--root", str(folder / "runtime"), "--cgroup-manager", "cgroupfs", "run", "--detach",
+        *_runtime(runtime, folder), "run", "--detach",
         "--preserve-fds", "1", "--pid-file", str(folder / "pid"), "--bundle", str(folder / "bundle"), f"fw{number}",
     ]  # fmt: skip
     if hide is not None:
@@ -62,13 +62,18 @@ def run_container(runtime: str, hide: Path | None, number: int, folder: Path) ->
     return int((folder / "pid").read_text())
 
 
+def _runtime(runtime: str, folder: Path) -> list[str]:
+    """The runtime with the options it takes before its command; groups are made by path, without systemd's help."""
+    groups = ["--cgroup-manager", "cgroupfs"] if Path(runtime).name == "crun" else []
+    return [runtime, "--root", str(folder / "runtime"), *groups]
+
+
 def delete_container(runtime: str, number: int, folder: Path) -> None:
     """Removes what the runtime knows of slot `number`, its processes too; fine when there is nothing."""
     if not (folder / "runtime").exists():
         return
-    command = [runtime, "--root", str(folder / "runtime"), "--cgroup-manager", "cgroupfs"]
     subprocess.run(
-        [*command, "delete", "--force", f"fw{number}"], capture_output=True, check=False, timeout=30,
+        [*_runtime(runtime, folder), "delete", "--force", f"fw{number}"], capture_output=True, check=False, timeout=30,
         env={"PATH": os.defpath},
     )  # fmt: skip
 

@@ -106,10 +106,15 @@ def names() -> Iterator[WorkspaceId]:
 
 
 @contextlib.asynccontextmanager
-async def lab_on(data_dir: Path, repository: Path, parked: int = 2) -> AsyncIterator[Lab]:
+async def lab_on(data_dir: Path, repository: Path, parked: int = 2, runtime: str = "crun") -> AsyncIterator[Lab]:
     settings = load_settings(
         environment={},
-        flags={"node.parked": parked, "node.git_file_roots": [str(repository.parent)], "node.stop_grace_s": "2s"},
+        flags={
+            "node.parked": parked,
+            "node.runtime": runtime,
+            "node.git_file_roots": [str(repository.parent)],
+            "node.stop_grace_s": "2s",
+        },
     )
     data = DataDir(data_dir)
     async with open_node(settings, data) as node:
