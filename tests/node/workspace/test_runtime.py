@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 from tests.node.workspace.laboratory import end_all, lab_on
 
 pytestmark = [
