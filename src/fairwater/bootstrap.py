@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import os
 import pwd
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -54,6 +56,7 @@ from fairwater.store.records import SqlWorkspaceRecords
 
 INIT = "libexec/fairwater-init"
 INSTALLATION = Path("/opt/fairwater")
+_THREADS_MAX = 32
 PLAIN = "plain"
 """The runtime without isolation."""
 
@@ -77,6 +80,7 @@ class Node:
 def run_node(settings: Settings, data_dir: Path) -> None:
     """The node agent, until SIGTERM or SIGINT; workspaces go on without it."""
     configure_logs(part="node")
+    _raise_descriptor_limit()
     data = DataDir(data_dir)
     if settings.node.runtime == PLAIN:
         uvloop.run(_run_node(settings, open_plain_node(settings, data), data))
@@ -92,6 +96,8 @@ def run_node(settings: Settings, data_dir: Path) -> None:
 
 async def _run_node(settings: Settings, opened: AbstractAsyncContextManager[Node], data: DataDir) -> None:
     stop = _stop_on_signals()
+    # Blocking calls wait for disks above all: a few slow ones, on the way down, must not hold up the starts.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS_MAX))
     async with opened as node:
 
         async def facts() -> tuple[Fact, ...]:
@@ -158,6 +164,13 @@ async def open_node(settings: Settings, data: DataDir, instance: Instance | None
 
 @contextlib.asynccontextmanager
 async def open_plain_node(settings: Settings, data: DataDir) -> AsyncIterator[Node]:
+    """The node agent's parts without isolation. Raises Permanent as root, which every workspace would be too."""
+    if os.geteuid() == 0:
+        raise Permanent(
+            "node.runtime is 'plain', and as root every workspace would be root on this machine: choose crun, or run "
+            "as another user",
+            code="plain_as_root",
+        )
     data.node.mkdir(parents=True, exist_ok=True, mode=0o700)
     volumes = PlainVolumes(data.node / "volumes")
     sandboxes = PlainSandboxes(data.node / "sandboxes", PlainImages())
@@ -181,6 +194,7 @@ async def open_plain_node(settings: Settings, data: DataDir) -> AsyncIterator[No
 def run_server(settings: Settings, data_dir: Path) -> None:
     """The control plane, until SIGTERM or SIGINT. Needs no privilege."""
     configure_logs(part="server")
+    _raise_descriptor_limit()
     uvloop.run(_run_server(settings, DataDir(data_dir)))
 
 
@@ -244,6 +258,12 @@ def _init_program() -> Path:
         if place.exists():
             return place
     raise Permanent(f"{INSTALLATION / INIT} is missing: install Fairwater with 'make up'", code="not_installed")
+
+
+def _raise_descriptor_limit() -> None:
+    """Commands under way cost four descriptors each, and a usual soft limit is 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _ids_of(user: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ Names paths only; creates, locks and reads nothing.
 | --- | --- | --- |
 | `server/` | the server's user, 0700 | the database |
 | `node/` | root, 0700 | volumes, sandboxes, what the node agent knows |
-| `run/` | 0755 | the sockets of server and agent |
+| `run/` | root and the server's group, 1775 | the sockets of server and agent |
 | `logs/` | root, 0750 | `server.log`, `node.log` |
 | `lock`, `format` | root | who runs on it; the number of this layout |
 """

@@ -22,6 +22,16 @@ mount -t ext4 /dev/vdb /new/var/tmp
 chmod 1777 /new/var/tmp
 for place in tmp run; do mount -t tmpfs -o size=512m tmpfs "/new/$place"; done
 chmod 1777 /new/tmp
+# What is to be seen may lie below a place that was just covered.
+shown=$(sed -n 's/.*fairwater.shown=\([^ ]*\).*/\1/p' /proc/cmdline)
+number=0
+for path in $(echo "$shown" | tr : ' '); do
+    [ -e "/new$path/." ] && continue
+    number=$((number + 1))
+    mkdir -p "/new$path" "/changes/shown$number/upper" "/changes/shown$number/work"
+    mount -t overlay -o "lowerdir=/host$path,upperdir=/changes/shown$number/upper,workdir=/changes/shown$number/work" \
+        overlay "/new$path"
+done
 for place in proc sys dev; do mount --move "/$place" "/new/$place"; done
 mkdir -p /new/dev/pts /new/dev/shm
 mount -t devpts -o ptmxmode=666 devpts /new/dev/pts

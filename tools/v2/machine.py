@@ -115,7 +115,7 @@ def booted(shown: Sequence[Path] = (), within_s: float = 240) -> Iterator[Machin
         output = stack.enter_context(open(log, "wb"))
         for path, command in (
             (files, _file_server(parts, folder, files, shown)),
-            (channel, _emulator(parts, scratch, files, channel, console, mark, within_s)),
+            (channel, _emulator(parts, scratch, files, channel, console, mark, within_s, shown)),
         ):
             # The kernel ends them with this process, should it be killed.
             bound = ["setpriv", "--pdeathsig", "KILL", *map(str, command)]
@@ -148,11 +148,19 @@ def _file_server(parts: Parts, folder: Path, listening: Path, shown: Sequence[Pa
 
 
 def _emulator(
-    parts: Parts, scratch: Path, files: Path, channel: Path, console: Path, mark: str, within_s: float
+    parts: Parts,
+    scratch: Path,
+    files: Path,
+    channel: Path,
+    console: Path,
+    mark: str,
+    within_s: float,
+    shown: Sequence[Path],
 ) -> list[str | Path]:
     kernel_line = (
         "console=ttyS0 loglevel=7 panic=-1 nokaslr mitigations=off psi=1 cgroup_no_v1=all "
-        f"fairwater.mark={mark} fairwater.seconds={within_s:.0f}"
+        f"fairwater.mark={mark} fairwater.seconds={within_s:.0f} "
+        f"fairwater.shown={':'.join(str(path.resolve()) for path in shown)}"
     )
     return [
         parts.qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nic", "none",

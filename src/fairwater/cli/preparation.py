@@ -151,6 +151,12 @@ def lay_out(data: DataDir, account: Account | None) -> None:
     uid, gid = (account.uid, account.gid) if account else (os.getuid(), os.getgid())
     try:
         data.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if os.geteuid() == 0 and data.root.stat().st_uid != 0:
+            raise Permanent(
+                f"{data.root} belongs to {data.root.owner()}, who could put files of their own in the agent's place: "
+                "give a folder of root's as --data-dir",
+                code="bad_data_dir",
+            )
         _folder(data.server, 0o700, uid, gid)
         _folder(data.node, 0o700, os.getuid(), os.getgid())
         # The server makes its socket here; the sticky bit keeps it from replacing the agent's.

@@ -7,8 +7,8 @@ power cut could lose is the fence of a run that the cut has ended anyway.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -33,11 +33,15 @@ class Entry:
     failure: str | None = None
     code: str | None = None
     revision: int = 0
+    deleted: bool = False
+    """Its volume is gone for good; what is left is the fence against late commands."""
 
 
 _ENTRY = TypeAdapter(Entry)
 
 
+FENCE_KEPT = timedelta(days=7)
+"""How long a late command to a deleted workspace is known to be late."""
 LOG_KEPT = 256 * 1024
 """Bytes of a log that outlive its run."""
 
@@ -70,7 +74,7 @@ class Journal:
         self._folder = folder
         self._entries: dict[WorkspaceId, Entry] = {}
 
-    def load(self) -> tuple[str, ...]:
+    def load(self, now: datetime) -> tuple[str, ...]:
         """Reads what is there; returns the names of files that could not be read, which are left where they are."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         damaged: list[str] = []
@@ -80,6 +84,9 @@ class Journal:
             except ValidationError:
                 damaged.append(path.name)
                 continue
+            if entry.deleted and now - entry.since > FENCE_KEPT:
+                path.unlink()
+                continue
             self._entries[entry.workspace] = entry
         return tuple(damaged)
 
@@ -87,7 +94,8 @@ class Journal:
         return self._entries.get(workspace)
 
     def entries(self) -> tuple[Entry, ...]:
-        return tuple(self._entries.values())
+        """Those of workspaces that are not deleted."""
+        return tuple(entry for entry in self._entries.values() if not entry.deleted)
 
     def put(self, entry: Entry) -> None:
         path = self._path(entry.workspace)
@@ -105,10 +113,11 @@ class Journal:
     def kept_log(self, workspace: WorkspaceId) -> Path:
         return self._folder / f"{workspace}.log"
 
-    def remove(self, workspace: WorkspaceId) -> None:
-        self._path(workspace).unlink(missing_ok=True)
-        self.kept_log(workspace).unlink(missing_ok=True)
-        self._entries.pop(workspace, None)
+    def bury(self, entry: Entry) -> None:
+        """Keeps of `entry` only the fence; what was asked for in it may be secret, and goes."""
+        spec = replace(entry.spec, environment=(), command=None)
+        self.put(replace(entry, spec=spec, state=RunState.ENDED, deleted=True))
+        self.kept_log(entry.workspace).unlink(missing_ok=True)
 
     def _path(self, workspace: WorkspaceId) -> Path:
         return self._folder / f"{workspace}.json"

@@ -39,7 +39,7 @@ class RunTable:
 
     def entry(self, workspace: WorkspaceId) -> Entry:
         entry = self.journal.get(workspace)
-        if entry is None:
+        if entry is None or entry.deleted:
             raise Permanent(f"workspace {workspace} is not on this node", code="not_running")
         return entry
 
@@ -52,7 +52,9 @@ class RunTable:
         self.change(entry)
 
     def forget(self, workspace: WorkspaceId) -> None:
-        self.journal.remove(workspace)
+        entry = self.journal.get(workspace)
+        if entry is not None:
+            self.journal.bury(entry)
         self._live.pop(workspace, None)
 
     def change(self, entry: Entry) -> None:
@@ -64,8 +66,10 @@ class RunTable:
         self.publish(entry)
 
     def fence(self, workspace: WorkspaceId, run: RunNumber) -> None:
-        """Refuses a command of a run older than one seen. Raises Permanent: `stale_run`."""
+        """Refuses a command of a run older than one seen, or of a deleted workspace. Raises Permanent: `stale_run`."""
         entry = self.journal.get(workspace)
+        if entry is not None and entry.deleted:
+            raise Permanent(f"workspace {workspace} is deleted", code="stale_run")
         if entry is not None and run < entry.run:
             raise Permanent(
                 f"run {run} of workspace {workspace} is over: this node has seen run {entry.run}", code="stale_run"

@@ -51,7 +51,7 @@ class RunKeeper:
 
     async def recover(self) -> None:
         """Finds what a predecessor left: runs that live go on, runs that died are cleared, helpers begin anew."""
-        for damaged in self._table.journal.load():
+        for damaged in self._table.journal.load(self._clock.now()):
             structlog.get_logger().error("journal_damaged", file=damaged)
         for sandbox in self._sandboxes.claimed():
             workspace = sandbox.tenant.workspace
@@ -114,8 +114,10 @@ class RunKeeper:
         return self._table.facts(entry)
 
     async def delete_volume(self, workspace: WorkspaceId, run: RunNumber) -> None:
-        self._table.fence(workspace, run)
         entry = self._table.journal.get(workspace)
+        if entry is not None and entry.deleted:
+            return  # asked for again
+        self._table.fence(workspace, run)
         if entry is not None and entry.state is not RunState.ENDED:
             raise Permanent(f"run {entry.run} of {workspace} still holds the volume", code="run_alive")
         await self._volumes.delete(workspace)

@@ -73,7 +73,7 @@ class HostImage:
         return self._made
 
     def _make(self) -> ImageRoot:
-        """Lays the skeleton out anew; an older one that sandboxes still use stays until the next start."""
+        """Lays the skeleton out anew; older ones stay, since sandboxes may still use them (2 MiB each)."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         aside = self._folder / "host.new"
         shutil.rmtree(aside, ignore_errors=True)
@@ -89,11 +89,6 @@ class HostImage:
             binds=((self._root / "usr", "/usr"),),
             environment=_environment(layer),
         )
-
-    def stale_layers(self) -> tuple[Path, ...]:
-        """Layers of before, for whoever knows that no sandbox uses them."""
-        current = set(self._made.layers) if self._made else set()
-        return tuple(path for path in self._folder.glob("host-*") if path not in current)
 
 
 def _environment(layer: Path) -> tuple[tuple[str, str], ...]:

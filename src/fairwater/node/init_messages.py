@@ -27,9 +27,6 @@ REQUEST = struct.Struct("=IIQiIIIIIHHI")
 REPLY = struct.Struct("=IIiiQ")
 _WITH_TERMINAL = 1
 
-EXIT_STATUS = {"command_not_found": 127, "not_executable": 126}
-"""What a shell's exit status would be for these codes."""
-
 
 class Request(IntEnum):
     HELLO = 1

@@ -7,9 +7,11 @@ kept below `/run`, because a reboot ends all of that.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,8 +54,7 @@ def claim_instance(data_dir: Path, registry: Path = Path("/run/fairwater")) -> I
     registry.chmod(0o711)
     owner = str(data_dir.resolve())
     # One claim at a time: two agents that begin together must not both find the same number free.
-    with open(registry / "claims", "w") as claims:
-        fcntl.flock(claims, fcntl.LOCK_EX)
+    with _claiming(registry):
         owners = {number: _owner(registry / str(number)) for number in range(INSTANCES_MAX)}
         mine = [number for number, name in owners.items() if name == owner]
         free = [number for number, name in owners.items() if name is None or not Path(name).exists()]
@@ -82,10 +83,21 @@ def claim_instance(data_dir: Path, registry: Path = Path("/run/fairwater")) -> I
 
 def remove_if_free(instance: Instance) -> None:
     """Removes the folder of a number that was given back, unless somebody has taken it meanwhile."""
-    with open(instance.folder.parent / "claims", "w") as claims:
-        fcntl.flock(claims, fcntl.LOCK_EX)
+    with _claiming(instance.folder.parent):
         if not instance.in_use():
             shutil.rmtree(instance.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _claiming(registry: Path) -> Iterator[None]:
+    """One claim at a time. Nobody else may open the file: whoever can may hold the lock."""
+    claims = os.open(registry / "claims", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(claims, 0o600)
+        fcntl.flock(claims, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(claims)
 
 
 def _owner(folder: Path) -> str | None:

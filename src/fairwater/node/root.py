@@ -16,17 +16,17 @@ SCRATCH_BYTES = 1 << 30
 """What may be written outside `/workspace` and the home directory; it is memory, and counts as the workspace's."""
 
 
-def mount_root(folder: Path, image: ImageRoot, user_ns: Path, base: int) -> tuple[tuple[Path, str], ...]:
-    """The overlay that the sandbox sees as its root, and the folders shown in it, ids moved to the slot's own."""
+def mount_root(folder: Path, image: ImageRoot, user_ns: Path, base: int) -> None:
+    """The overlay that the sandbox sees as its root, ids moved to the slot's own.
+
+    An image's `binds` are not among it: they are the machine's own files, and with their ids moved root in the sandbox
+    could read what on the machine only root may.
+    """
     lowers: list[Path] = []
-    binds: list[tuple[Path, str]] = []
     with linux.opened(user_ns) as userns:
         for index, layer in enumerate(image.layers):
             lowers.append(folder / f"layer{index}")
             mount_shifted(layer, lowers[-1], userns, linux.MOUNT_ATTR_RDONLY)
-        for index, (source, target) in enumerate(image.binds):
-            binds.append((folder / f"bind{index}", target))
-            mount_shifted(source, binds[-1][0], userns, linux.MOUNT_ATTR_RDONLY)
     scratch = folder / "scratch"
     quiet = linux.MS_NOSUID | linux.MS_NODEV
     linux.mount("tmpfs", scratch, "tmpfs", quiet, f"mode=0700,size={SCRATCH_BYTES}")
@@ -36,7 +36,6 @@ def mount_root(folder: Path, image: ImageRoot, user_ns: Path, base: int) -> tupl
     lower = ":".join(map(str, lowers))
     data = f"lowerdir={lower},upperdir={scratch}/upper,workdir={scratch}/work"
     linux.mount("overlay", folder / "root", "overlay", quiet, data)
-    return tuple(binds)
 
 
 def mount_shifted(source: Path, target: Path, userns: int, attributes: int) -> None:

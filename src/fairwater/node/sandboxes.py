@@ -6,6 +6,7 @@ Decides what a sandbox holds and as whom commands run in it; refuses to know wha
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -144,8 +145,7 @@ class ParkedSandboxes:
 
     async def launch(self, sandbox: Sandbox, command: tuple[str, ...] | None, log: Path) -> None:
         held = self._get(sandbox)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        os.fchmod(output, 0o622)  # so that the workspace's user can open its /dev/stdout; its folder is closed to it
+        output = _open_log(log)
         try:
             what = self._command(held, command or (), None, {}, "workspace")
             await self._init(held).launch(held.tenant.run, what, stdout=output, stderr=output)
@@ -213,6 +213,18 @@ class ParkedSandboxes:
         state = await self._init(held).hello()
         if state.launched_run == held.tenant.run:
             held.state = SandboxState.LAUNCHED
+
+
+def _open_log(log: Path) -> int:
+    """The log, to be appended to. A full volume has none: its owner must still get in, to make room."""
+    try:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        os.fchmod(output, 0o622)  # so that the workspace's user can open its /dev/stdout; its folder is closed to it
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    return output
 
 
 def _write_tenant(held: _Held) -> None:

@@ -144,7 +144,7 @@ class Slots:
         make_namespaces(base, user_ns, net_ns)
         address = self._network.create(number, net_ns)
         self._network.probe(number, net_ns)
-        binds = mount_root(folder, image, user_ns, base)
+        mount_root(folder, image, user_ns, base)
         limits = limits_of(self._parked_limits)
         spec = BundleSpec(
             root=folder / "root",
@@ -154,7 +154,7 @@ class Slots:
             first_id=base,
             cgroup=self._cgroups.path(f"s{number}"),
             limits=limits,
-            binds=binds,
+            binds=image.binds,
             files=self._files(folder),
             tmp_bytes=SCRATCH_BYTES,
         )

@@ -11,9 +11,9 @@ Spoken as HTTP and JSON over a unix socket; the socket's peer must be root or th
 | GET /v1/changes | → one `RunFacts` a line, each as it changes; an empty line every 10 s |
 | DELETE /v1/volumes/{workspace}?run=N | → 204 |
 | WS /v1/exec/{workspace}?run=N | first message `ExecRequest` as JSON, then the frames of `ports/process.py` |
-| GET, PUT, DELETE /v1/files/{workspace}/{path} | a file's bytes, or `FileEntry[]` of a folder |
+| GET, PUT /v1/files/{workspace}/{path} | a file's bytes, or `FileEntry[]` of a folder |
 | GET /v1/logs/{workspace}?run=N&follow=false | → the bytes of the run's log |
-| GET /v1/facts | → `NodeFacts` |
+| GET /v1/facts | → `Fact[]` |
 
 Every request carries `Fairwater-Agent-Api: VERSION`. A version the agent does not speak gets 426 and the list of those
 it does. Version N speaks N − 1 too. A command of a run older than one seen is refused: 409, `stale_run`.

@@ -24,6 +24,10 @@ from fairwater.server.services import Services, services_of
 _KEY_LENGTH_MAX = 255
 
 
+_KEPT_MAX = 64 * 1024
+"""Characters of an answer that is kept: what a command printed may be large, and would stay for a day."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What a request is answered with. `secret`: not to be kept. `then` is called after the commit."""
@@ -116,7 +120,10 @@ def _respond(reply: Reply) -> Response:
 
 
 def _answer(reply: Reply) -> Answer:
-    return Answer(reply.status, None if reply.secret else _encode(reply.document), reply.location)
+    document = None if reply.secret else _encode(reply.document)
+    if document is not None and len(document) > _KEPT_MAX:
+        document = None
+    return Answer(reply.status, document, reply.location)
 
 
 def _replay(claim: Claim, fingerprint: str) -> Response:

@@ -171,7 +171,7 @@ async def test_the_digest_is_the_same_for_the_same_machine_and_changes_with_it(m
     image = HostImage(tmp_path / "images", machine)
     (second,) = (await image.prepare("host")).layers
     assert second.name != first.name
-    assert image.stale_layers() == (first,)
+    assert first.exists(), "sandboxes may still use it"
     assert not (tmp_path / "images" / "host.new").exists()
 
 

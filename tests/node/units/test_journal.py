@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import pytest
 from fairwater.domain.ids import RunNumber, WorkspaceId
 from fairwater.domain.workspaces.classes import STANDARD
 from fairwater.domain.workspaces.run import RunSpec, RunState, Source, Wish
-from fairwater.loops.journal import Entry, Journal
+from fairwater.loops.journal import FENCE_KEPT, Entry, Journal
 
 NOW = datetime(2022, 4, 11, 8, 0, 0, 123456, tzinfo=UTC)
 ID, OTHER = WorkspaceId("abcdefghjkmn"), WorkspaceId("bcdefghjkmnp")
@@ -29,7 +29,7 @@ ENTRY = Entry(
 
 def opened(folder: Path) -> Journal:
     journal = Journal(folder)
-    assert journal.load() == ()
+    assert journal.load(NOW) == ()
     return journal
 
 
@@ -64,19 +64,27 @@ def test_the_last_word_counts(tmp_path: Path) -> None:
     assert opened(tmp_path).get(ID) == replace(ENTRY, run=RunNumber(4))
 
 
-def test_what_was_removed_is_gone_and_may_be_removed_again(tmp_path: Path) -> None:
+def test_of_a_deleted_workspace_only_the_fence_is_left_for_a_while(tmp_path: Path) -> None:
     journal = opened(tmp_path)
-    journal.put(ENTRY)
+    secret = replace(ENTRY.spec, environment=(("TOKEN", "hunter2"),), command=("login", "hunter2"))
+    journal.put(replace(ENTRY, spec=secret))
     journal.put(replace(ENTRY, workspace=OTHER))
-    for _ in range(2):
-        journal.remove(ID)
-        assert journal.get(ID) is None
-    assert [entry.workspace for entry in opened(tmp_path).entries()] == [OTHER]
+    journal.bury(replace(ENTRY, spec=secret))
+    assert [entry.workspace for entry in journal.entries()] == [OTHER]
+    assert "hunter2" not in (tmp_path / f"{ID}.json").read_text()
+    buried = opened(tmp_path).get(ID)
+    assert buried is not None
+    assert (buried.deleted, buried.run, buried.state) == (True, ENTRY.run, RunState.ENDED)
+    later = Journal(tmp_path)
+    assert later.load(NOW + FENCE_KEPT + timedelta(seconds=1)) == ()
+    assert later.get(ID) is None
+    assert later.get(OTHER) is not None
 
 
 KILLED = """
     import os, signal
     from dataclasses import replace
+    from datetime import UTC, datetime
     from pathlib import Path
     from fairwater.domain.ids import WorkspaceId
     from fairwater.loops.journal import Journal
@@ -85,7 +93,7 @@ KILLED = """
         os.kill(os.getpid(), signal.SIGKILL)
 
     journal = Journal(Path({folder!r}))
-    journal.load()
+    journal.load(datetime.now(UTC))
     entry = journal.get(WorkspaceId({workspace!r}))
     {how}
     journal.put(replace(entry, run=entry.run + 1, reason="x" * 100_000))
@@ -129,6 +137,6 @@ def test_a_damaged_file_is_told_of_and_left_and_the_others_are_read(tmp_path: Pa
     opened(tmp_path).put(replace(ENTRY, workspace=OTHER))
     (tmp_path / f"{ID}.json").write_bytes(damage)
     journal = Journal(tmp_path)
-    assert journal.load() == (f"{ID}.json",)
+    assert journal.load(NOW) == (f"{ID}.json",)
     assert [entry.workspace for entry in journal.entries()] == [OTHER]
     assert (tmp_path / f"{ID}.json").read_bytes() == damage

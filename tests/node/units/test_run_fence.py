@@ -49,7 +49,7 @@ class Fence(RuleBasedStateMachine):
 
     def open_table(self) -> RunTable:
         journal = Journal(Path(self.scratch.name))
-        assert journal.load() == ()
+        assert journal.load(NOW) == ()
         return RunTable(journal)
 
     @rule(workspace=st.sampled_from(IDS), run=NUMBERS)
@@ -91,7 +91,7 @@ TestFence = Fence.TestCase
 def test_each_change_of_a_run_has_a_greater_revision(numbers: list[tuple[WorkspaceId, int]]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         table = RunTable(Journal(Path(scratch)))
-        table.journal.load()
+        table.journal.load(NOW)
         last: dict[WorkspaceId, tuple[int, int]] = {}
         for workspace, run in numbers:
             known = table.journal.get(workspace)
@@ -106,7 +106,7 @@ def test_each_change_of_a_run_has_a_greater_revision(numbers: list[tuple[Workspa
 
 async def test_a_listener_that_does_not_keep_up_is_cut_off_and_the_others_are_not(tmp_path: Path) -> None:
     table = RunTable(Journal(tmp_path))
-    table.journal.load()
+    table.journal.load(NOW)
     table.begin(entry(IDS[0], 1))
     slow, quick = table.changes(), table.changes()
     listening = [asyncio.ensure_future(anext(stream)) for stream in (slow, quick)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -98,10 +99,12 @@ async def wait_for(look: Callable[[], Awaitable[T | None]], what: str, within_s:
     return answer
 
 
+_NUMBERS = itertools.count(1)
+
+
 def names() -> Iterator[WorkspaceId]:
-    number = 0
-    while True:
-        number += 1
+    """Never one twice: a node knows the deleted ones."""
+    for number in _NUMBERS:
         yield WorkspaceId(f"test{os.getpid() % 10000:04d}{number:04d}")
 
 

@@ -76,6 +76,26 @@ async def test_programs_of_the_machine_are_read_only(lab: Lab) -> None:
     assert "Read-only" in words
 
 
+async def test_what_only_root_may_read_of_the_machines_programs_is_read_by_nobody(lab: Lab) -> None:
+    secret = Path("/usr/local/share/fairwater-test-secret")
+    secret.write_text("the machine's own")
+    secret.chmod(0o600)
+    try:
+        for user in ("workspace", "root"):
+            status, words = await lab.sh(await lab.some(), f"cat {secret}", user=user)
+            assert (status, "the machine's own" in words) == (1, False)
+    finally:
+        secret.unlink()
+
+
+async def test_a_workspace_that_filled_its_volume_can_be_entered_again(lab: Lab) -> None:
+    workspace = await lab.start()
+    await lab.sh(workspace, "for i in $(seq 200); do echo x > /workspace/f$i; done; dd if=/dev/zero of=~/big bs=1M")
+    await lab.stop(workspace)
+    await lab.start(workspace, run=2)
+    assert await lab.sh(workspace, "rm ~/big; echo room > /workspace/room; cat /workspace/room") == (0, "room\n")
+
+
 async def test_capabilities_are_few_and_none_can_be_gained(lab: Lab) -> None:
     _, text = await lab.sh(await lab.some(), "cat /proc/self/status")
     status = dict(line.split(":\t") for line in text.splitlines() if ":\t" in line)

@@ -39,7 +39,6 @@ class Context:
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,99}")
-_FORGES = frozenset({"github.com", "gitlab.com", "bitbucket.org"})
 _HOST = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*|\[[0-9A-Fa-f:.]+\]"
 )
@@ -93,7 +92,7 @@ def parse_context(url: str) -> Context:
         raise _bad(f"{shown[:80]!r} is not a host name")
     if parts.username and not (_USER.fullmatch(parts.username) and not parts.username.startswith("-")):
         raise _bad("the user name in the URL may hold letters, digits, '.', '_' and '-'")
-    if parts.query and host not in _FORGES:  # there, it says how a page is shown
+    if parts.query:  # it may hold a token, and the URL is kept and shown
         raise _bad(f"{text[:80]!r} has a query: leave out what follows the '?'")
     path, ref = _page(host, unquote(parts.path))
     ref = _ref(unquote(parts.fragment)) if parts.fragment else ref

@@ -53,18 +53,23 @@ class AgentClient:
     def __init__(self, socket: Path, *, answer_s: float = ANSWER_S) -> None:
         self._socket = socket
         self._answer_s = answer_s
+        self._http = self._connections(64)
+        # What people read takes as long as they like: it must not take the connections that starts and stops need.
+        self._streams = self._connections(512)
+
+    def _connections(self, most: int) -> httpx2.AsyncClient:
         # No TLS is spoken; a context of our own keeps the machine's certificates from being loaded for nothing.
         transport = httpx2.AsyncHTTPTransport(
-            uds=str(socket),
+            uds=str(self._socket),
             verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
             trust_env=False,
-            limits=httpx2.Limits(max_connections=256, max_keepalive_connections=16, keepalive_expiry=60),
+            limits=httpx2.Limits(max_connections=most, max_keepalive_connections=16, keepalive_expiry=60),
         )
-        self._http = httpx2.AsyncClient(
+        return httpx2.AsyncClient(
             transport=transport,
             base_url="http://agent",
             headers={VERSION_HEADER: str(API_VERSION)},
-            timeout=httpx2.Timeout(answer_s, connect=5.0),
+            timeout=httpx2.Timeout(self._answer_s, connect=5.0),
             trust_env=False,
         )
 
@@ -78,6 +83,7 @@ class AgentClient:
 
     async def close(self) -> None:
         await self._http.aclose()
+        await self._streams.aclose()
 
     # --- RunAgent ---------------------------------------------------------------------------------------------------
 
@@ -101,7 +107,7 @@ class AgentClient:
     async def changes(self) -> AsyncIterator[RunFacts]:
         silence = httpx2.Timeout(self._answer_s, connect=5.0, read=SILENCE_S_MAX)
         rest = b""
-        async for chunk in self._stream("/v1/changes", timeout=silence):
+        async for chunk in self._stream("/v1/changes", timeout=silence, http=self._http):
             *lines, rest = (rest + chunk).split(b"\n")
             if len(rest) > _LINE_BYTES_MAX:
                 raise Permanent("the node agent sent a line without end", code="agent_protocol")
@@ -131,7 +137,7 @@ class AgentClient:
 
     async def write_file(self, workspace: WorkspaceId, path: str, chunks: AsyncIterator[bytes]) -> int:
         with connection_failures(self._socket):
-            answer = await self._http.put(_file(workspace, path), content=chunks)
+            answer = await self._streams.put(_file(workspace, path), content=chunks)
         if answer.is_error:
             raise read_problem(answer.status_code, answer.content)
         return _read(_WRITTEN, answer.content)["size"]
@@ -157,11 +163,16 @@ class AgentClient:
         return answer.content
 
     async def _stream(
-        self, path: str, *, headers: Mapping[str, str] | None = None, timeout: httpx2.Timeout | None = None
+        self,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout: httpx2.Timeout | None = None,
+        http: httpx2.AsyncClient | None = None,
     ) -> AsyncIterator[bytes]:
-        patience = timeout or self._http.timeout
+        patience, http = timeout or self._streams.timeout, http or self._streams
         with connection_failures(self._socket):
-            async with self._http.stream("GET", path, headers=headers, timeout=patience) as answer:
+            async with http.stream("GET", path, headers=headers, timeout=patience) as answer:
                 if answer.is_error:
                     raise read_problem(answer.status_code, (await answer.aread())[:_BODY_ERROR_BYTES_MAX])
                 async for chunk in answer.aiter_bytes():
