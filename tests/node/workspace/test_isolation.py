@@ -90,10 +90,10 @@ async def test_what_only_root_may_read_of_the_machines_programs_is_read_by_nobod
 
 async def test_a_workspace_that_filled_its_volume_can_be_entered_again(lab: Lab) -> None:
     workspace = await lab.start()
-    await lab.sh(workspace, "for i in $(seq 200); do echo x > /workspace/f$i; done; dd if=/dev/zero of=~/big bs=1M")
+    await lab.sh(workspace, "for i in $(seq 200); do echo x > /workspace/f$i; done; dd if=/dev/zero of=$HOME/big bs=1M")
     await lab.stop(workspace)
     await lab.start(workspace, run=2)
-    assert await lab.sh(workspace, "rm ~/big; echo room > /workspace/room; cat /workspace/room") == (0, "room\n")
+    assert await lab.sh(workspace, "rm $HOME/big; echo room > /workspace/room; cat /workspace/room") == (0, "room\n")
 
 
 async def test_capabilities_are_few_and_none_can_be_gained(lab: Lab) -> None:
