@@ -2,7 +2,8 @@
 
 On a WebSocket each binary message is one frame: a channel byte, then the bytes. `CONTROL` carries one JSON object:
 towards the command `{"resize": [rows, columns]}`, `{"signal": "TERM"}` or `{"eof": true}` (standard input ends);
-from it, as the last frame, `{"exit": status}` or `{"error": {"code": …, "message": …}}`.
+from it, first `{"started": true}` and last `{"exit": status}`, or `{"error": {"code": …, "message": …}}` at any time,
+with `retry_after_s` where it is temporary.
 """
 
 from __future__ import annotations
