@@ -105,14 +105,17 @@ async def test_a_volume_is_not_deleted_under_a_run(node: Node) -> None:
     assert told.value.code == "run_alive"
 
 
-async def test_after_deleting_nothing_is_known_or_kept(node: Node) -> None:
+async def test_after_deleting_nothing_is_kept_but_the_fence(node: Node) -> None:
     await node.up()
-    await node.run("sh", "-c", "echo secret >secret")
     await node.down()
-    await node.runs.delete_volume(WORKSPACE, FIRST)
-    assert await node.runs.runs() == ()
-    await node.up(run=2)
-    assert (await node.run("cat", "secret", run=2))[0] != 0
+    for _ in range(2):
+        await node.runs.delete_volume(WORKSPACE, FIRST)
+        assert await node.runs.runs() == ()
+    await node.restart()
+    for late in (1, 2):
+        with pytest.raises(Permanent) as told:
+            await node.runs.start_run(WORKSPACE, node.request(late))
+        assert told.value.code == "stale_run"
 
 
 async def test_a_run_goes_on_through_a_restart_of_the_agent(node: Node) -> None:

@@ -119,8 +119,8 @@ async def test_a_memory_hog_is_killed_and_its_workspace_lives(lab: Lab, workspac
     assert await lab.sh(workspace, "echo alive") == (0, "alive\n")
 
 
-async def test_swap_adds_nothing_to_a_workspaces_memory(lab: Lab, workspace: WorkspaceId, swap: Path) -> None:
-    status, _ = await lab.sh(workspace, f"python3 -c 'x = bytearray({SMALL.memory * 2})'")
+async def test_swap_adds_nothing_to_a_workspaces_memory(lab: Lab, swap: Path) -> None:
+    status, _ = await lab.sh(await lab.some(), f"python3 -c 'x = bytearray({SMALL.memory * 2})'")
     assert status == 128 + 9
 
 
