@@ -91,7 +91,7 @@ def run_node(settings: Settings, data_dir: Path) -> None:
     uvloop.run(_run_node(settings, open_node(settings, data, instance), data))
     if not instance.in_use():
         mounts.forget()
-        remove_if_free(instance)
+        mounts.outside(lambda: remove_if_free(instance))
 
 
 async def _run_node(settings: Settings, opened: AbstractAsyncContextManager[Node], data: DataDir) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from fairwater.node import linux
@@ -72,4 +73,8 @@ class PrivateMounts:
                 if linux.is_mount(path):
                     linux.umount(path, linux.MNT_DETACH)
 
-        linux.in_namespaces(unpin, mount_ns=self._outside)
+        self.outside(unpin)
+
+    def outside(self, work: Callable[[], None]) -> None:
+        """Does `work` among the machine's own mounts."""
+        linux.in_namespaces(work, mount_ns=self._outside)
