@@ -28,14 +28,18 @@ def traces(installation: Installation) -> list[str]:
                 found.append(str(process))
         except (FileNotFoundError, ProcessLookupError):
             continue
-    registry = Path("/run/fairwater")
-    for owner in registry.glob("*/owner"):
-        if owner.read_text() == str(installation.data_dir):
-            found.append(str(owner))
+    owners = list(Path("/run/fairwater").glob("*/owner"))
+    found += [str(owner) for owner in owners if owner.read_text() == str(installation.data_dir)]
     return found
 
 
+def numbers() -> list[str]:
+    """The folders of the agents of this machine."""
+    return sorted(path.name for path in Path("/run/fairwater").glob("[0-9]*"))
+
+
 def test_a_workspace_from_up_to_ctrl_c(installation: Installation) -> None:
+    before = numbers()
     installation.start(f"file://{installation.repository}")
     assert "workspace project is running" in installation.said()
     [workspace] = installation.json("ws", "list")
@@ -47,6 +51,7 @@ def test_a_workspace_from_up_to_ctrl_c(installation: Installation) -> None:
     assert installation.exec(workspace["id"][:6], "cat README ~/.mine") == "edited\nmine\n"
     assert installation.interrupt() == 0
     until(lambda: not traces(installation), lambda: "\n".join(traces(installation)), 10)
+    assert numbers() == before, "a number is given back with its folder"
     # Data stays: the next one finds it.
     installation.start()
     assert installation.json("ws", "show", "project")["phase"] == "stopped"
