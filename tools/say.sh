@@ -8,6 +8,8 @@ prefix=/opt/fairwater
 packages_up="python3 python3-venv crun btrfs-progs git git-lfs openssh-client ca-certificates libnftables1 nftables
     iproute2 util-linux gcc libc6-dev make procps kmod"
 packages_test="busybox-static e2fsprogs qemu-system-common qemu-system-x86 runc tar"
+# The peers that benchmarks stand beside.
+packages_bench="podman netavark aardvark-dns docker.io iptables"
 
 say() { printf '==> %s\n' "$*" >&2; }
 
