@@ -33,9 +33,9 @@ def traces(installation: Installation) -> list[str]:
     return found
 
 
-def numbers() -> list[str]:
+def numbers() -> frozenset[str]:
     """The folders of the agents of this machine."""
-    return sorted(path.name for path in Path("/run/fairwater").glob("[0-9]*"))
+    return frozenset(path.name for path in Path("/run/fairwater").glob("[0-9]*"))
 
 
 def test_a_workspace_from_up_to_ctrl_c(installation: Installation) -> None:
@@ -51,7 +51,7 @@ def test_a_workspace_from_up_to_ctrl_c(installation: Installation) -> None:
     assert installation.exec(workspace["id"][:6], "cat README ~/.mine") == "edited\nmine\n"
     assert installation.interrupt() == 0
     until(lambda: not traces(installation), lambda: "\n".join(traces(installation)), 10)
-    assert numbers() == before, "a number is given back with its folder"
+    assert numbers() <= before, "a number is given back with its folder"
     # Data stays: the next one finds it.
     installation.start()
     assert installation.json("ws", "show", "project")["phase"] == "stopped"
