@@ -12,7 +12,7 @@ up:  ## install what is needed and start Fairwater here, with a first workspace 
 test:  ## every check and test that this machine can run (as root: all of them)
 	@tools/test.sh all
 
-test-unit:  ## checks and tests that need no privilege, about a minute
+test-unit:  ## checks and tests that need no privilege, one to two minutes
 	@tools/test.sh unit
 
 lint:  ## ruff, formatting, mypy, import contracts

@@ -31,7 +31,7 @@ from fairwater.domain.workspaces.git import (
 )
 from fairwater.domain.workspaces.run import Progress, Source
 from fairwater.node import linux
-from fairwater.node.git_words import GitWords
+from fairwater.node.git_words import GitFailed, GitWords
 from fairwater.node.host_image import HOME, REFERENCE
 from fairwater.ports.process import Channel, ExecRequest
 from fairwater.ports.sandboxes import Admission, Launcher, Sandbox, Sandboxes, Tenant
@@ -45,15 +45,6 @@ _MARK = "content-ready"
 
 class _Sandboxes(Sandboxes, Launcher, Protocol):
     """Both halves are needed, of the same thing."""
-
-
-class GitFailed(Exception):
-    """A command ended with `status`; `stderr` is the end of what it said."""
-
-    def __init__(self, status: int, stderr: str) -> None:
-        super().__init__(f"a command ended with {status}")
-        self.status = status
-        self.stderr = stderr
 
 
 class SandboxedContent:

@@ -14,6 +14,15 @@ _LINE_MAX = 16 * 1024
 _LINE_END = re.compile(rb"([\r\n])")
 
 
+class GitFailed(Exception):
+    """A command ended with `status`; `stderr` is the end of what it said."""
+
+    def __init__(self, status: int, stderr: str) -> None:
+        super().__init__(f"a command ended with {status}")
+        self.status = status
+        self.stderr = stderr
+
+
 class GitWords:
     """Feed it standard error; everything in there may come from a hostile server."""
 

@@ -27,20 +27,11 @@ from fairwater.domain.workspaces.git import (
     refuses_single_commit,
 )
 from fairwater.domain.workspaces.run import Progress, Source
-from fairwater.node.git_words import GitWords
+from fairwater.node.git_words import GitFailed, GitWords
 from fairwater.node.plain.log import open_log
 
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 _CHUNK_BYTES = 8192
-
-
-class GitFailed(Exception):
-    """A command of git ended with `status`; `stderr` is the end of what it said."""
-
-    def __init__(self, status: int, stderr: str) -> None:
-        super().__init__(f"git ended with {status}")
-        self.status = status
-        self.stderr = stderr
 
 
 class PlainContent:
