@@ -20,7 +20,7 @@ from bench import peers
 from bench.report import Report, median, p95
 from bench.stack import Stack, running
 
-from fairwater.bootstrap import INIT, INSTALLATION
+from fairwater.bootstrap.node import INIT, INSTALLATION
 from fairwater.node.host_image import HostImage
 
 GAP_S = 0.15

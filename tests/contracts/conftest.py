@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp
 
-from fairwater.bootstrap import open_node
+from fairwater.bootstrap.node import open_node
 from fairwater.data_dir import DataDir
 from fairwater.domain.ids import RunNumber, WorkspaceId
 from fairwater.domain.units import MIB, Bytes

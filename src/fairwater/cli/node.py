@@ -18,7 +18,7 @@ app = application("Run the node agent, or ask about it.")
 @local
 def run(data_dir: DataDirOption = None, config: ConfigOption = None, supervised: SupervisedOption = None) -> None:
     """Run the node agent until SIGTERM; workspaces go on without it. `fairwater up` runs it beside the server."""
-    from fairwater.bootstrap import run_node
+    from fairwater.bootstrap.node import run_node
 
     run_node(*prepare(data_dir, config, supervised))
 

@@ -17,6 +17,6 @@ def server() -> None:
 @local
 def run(data_dir: DataDirOption = None, config: ConfigOption = None, supervised: SupervisedOption = None) -> None:
     """Run the server until SIGTERM. It needs no privilege; `fairwater up` runs it beside the node agent."""
-    from fairwater.bootstrap import run_server
+    from fairwater.bootstrap.server import run_server
 
     run_server(*prepare(data_dir, config, supervised))

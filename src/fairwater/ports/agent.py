@@ -13,6 +13,8 @@ Spoken as HTTP and JSON over a unix socket; the socket's peer must be root or th
 | WS /v1/exec/{workspace}?run=N | first message `ExecRequest` as JSON, then the frames of `ports/process.py` |
 | GET, PUT /v1/files/{workspace}/{path} | a file's bytes, or `FileEntry[]` of a folder |
 | GET /v1/logs/{workspace}?run=N&follow=false | → the bytes of the run's log |
+| GET /v1/tasks/{workspace}?run=N | → `TaskFacts[]` |
+| GET /v1/tasks/{workspace}/{number}/log?run=N&follow=false | → the bytes of the task's output |
 | GET /v1/facts | → `Fact[]` |
 
 Every request carries `Fairwater-Agent-Api: VERSION`. A version the agent does not speak gets 426 and the list of those
@@ -23,11 +25,12 @@ Errors are problem details (RFC 9457) with `code`, and `retry_after_s` where the
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from fairwater.domain.ids import RunNumber, WorkspaceId
-from fairwater.domain.workspaces.run import RunFacts, RunSpec
+from fairwater.domain.workspaces.run import RunFacts, RunSpec, TaskFacts
+from fairwater.domain.workspaces.secrets import RunSecrets
 from fairwater.ports.process import ExecRequest, Process
 
 API_VERSION = 1
@@ -48,11 +51,15 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class StartRequest:
-    """Start run `run` of a workspace, or say where it stands. `local_allowed`: the person may use `file://`."""
+    """Start run `run` of a workspace, or say where it stands. `local_allowed`: the person may use `file://` and `oci:`.
+
+    `secrets` are kept apart from all else, and never on a disk.
+    """
 
     run: RunNumber
     spec: RunSpec
     local_allowed: bool = False
+    secrets: RunSecrets = field(default_factory=RunSecrets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,4 +147,14 @@ class WorkspaceAccess(Protocol):
 
     def logs(self, workspace: WorkspaceId, run: RunNumber, *, follow: bool = False) -> AsyncIterator[bytes]:
         """What bringing in the content and the first process have printed; with `follow`, on until the run ends."""
+        ...
+
+    async def tasks(self, workspace: WorkspaceId, run: RunNumber) -> tuple[TaskFacts, ...]:
+        """Where the tasks of the run stand, also after its end. Raises Permanent: `stale_run`, `not_running`."""
+        ...
+
+    def task_log(
+        self, workspace: WorkspaceId, run: RunNumber, task: int, *, follow: bool = False
+    ) -> AsyncIterator[bytes]:
+        """What a task's terminal has shown; with `follow`, on until the task ends. Raises Permanent: `no_such_task`."""
         ...

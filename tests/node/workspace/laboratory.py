@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from fairwater.bootstrap import Node, open_node
+from fairwater.bootstrap.node import Node, open_node
 from fairwater.data_dir import DataDir
 from fairwater.domain.ids import RunNumber, WorkspaceId
 from fairwater.domain.units import MIB, Bytes

@@ -13,6 +13,7 @@ from enum import StrEnum
 from fairwater.domain.ids import RunNumber, WorkspaceId
 from fairwater.domain.plan import Plan, Waiting
 from fairwater.domain.workspaces.classes import WorkspaceClass
+from fairwater.domain.workspaces.setup import Setup
 
 
 class RunState(StrEnum):
@@ -37,23 +38,32 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The repository to bring in: see `context.Context`. `local` marks a `file://` URL, which is bound read-only."""
+    """The repository to bring in: see `context.Context`. `local` marks a `file://` URL, which is bound read-only.
+
+    `ref_path` is a ref followed by a folder, in place of `ref`: which part is which, only the repository knows.
+    """
 
     clone_url: str
     name: str
     ref: str | None = None
     local: bool = False
+    ref_path: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """All a node needs to know of a run. `command` is the first process, None for none."""
+    """All a node needs to know of a run, secrets apart. `command` is the first process, None for none.
+
+    `image_asked`: a person has named the image, so that what the repository says of one does not count.
+    """
 
     image: str
     limits: WorkspaceClass
     source: Source | None = None
     environment: tuple[tuple[str, str], ...] = ()
     command: tuple[str, ...] | None = None
+    image_asked: bool = True
+    dotfiles: Source | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +82,29 @@ class RunFacts:
     failure: str | None = None
     code: str | None = None
     revision: int = 0
+    setup: Setup | None = None
+    """What the run was set up with, once that is decided."""
+
+
+class TaskState(StrEnum):
+    WAITING = "waiting"
+    INITIALIZING = "initializing"  # what runs once in the workspace's life has not come to its end
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"  # the run ended before it did
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFacts:
+    """Where a task of a run stands. `exit_status` is set once it has ended: 128 + n where signal n ended it."""
+
+    number: int
+    name: str
+    state: TaskState
+    exit_status: int | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
 
 
 class VolumeState(StrEnum):
@@ -99,7 +132,9 @@ class Wish(StrEnum):
 class NodeView:
     """What is there of one workspace on this node. `sandbox` is None where no sandbox is claimed for the run.
 
-    `quiet`: after the signal, no process of the workspace is left.
+    `configured`: it is decided what the run is set up with; `image_ready`: that image is here; `home_ready`: the home
+    directory has what the image brings. `tasks_started` counts once the first process was let go. `quiet`: after the
+    signal, no process of the workspace is left.
     """
 
     volume: VolumeState
@@ -107,15 +142,23 @@ class NodeView:
     sandbox: SandboxState | None
     signalled_at: datetime | None = None
     quiet: bool = False
+    configured: bool = True
+    image_ready: bool = True
+    home_ready: bool = True
+    tasks_started: bool = True
 
 
 class RunStep(StrEnum):
     CREATE_VOLUME = "create volume"
     ATTACH_VOLUME = "attach volume"
     BRING_CONTENT = "bring content"
+    CONFIGURE = "configure"
+    PREPARE_IMAGE = "prepare image"
+    FILL_HOME = "fill home"
     CLAIM_SANDBOX = "claim sandbox"
     ADMIT = "admit"
     LAUNCH = "launch"
+    START_TASKS = "start tasks"
     SIGNAL = "signal"
     KILL = "kill"
     REMOVE_SANDBOX = "remove sandbox"
@@ -138,22 +181,30 @@ def _plan_up(view: NodeView, since: datetime) -> Plan[RunStep]:
     if view.sandbox is SandboxState.DEAD:
         return Plan(waiting=Waiting("the run to be cleared: its sandbox is dead", since))
     if view.sandbox is SandboxState.LAUNCHED:
+        if not view.tasks_started:
+            return Plan((RunStep.START_TASKS,))
         return Plan(waiting=Waiting("the run to end", since))
     steps: list[RunStep] = []
-    if view.sandbox is None and view.content_ready:
-        # First, since a sandbox gets ready by itself while the volume is attached.
-        steps.append(RunStep.CLAIM_SANDBOX)
     if view.volume is VolumeState.ABSENT:
         steps.append(RunStep.CREATE_VOLUME)
     if view.volume is not VolumeState.ATTACHED:
         steps.append(RunStep.ATTACH_VOLUME)
     if not view.content_ready:
         steps.append(RunStep.BRING_CONTENT)
-        if view.sandbox is None:
-            steps.append(RunStep.CLAIM_SANDBOX)
+    if not view.configured or not view.content_ready:
+        # Which image it is, and so whether that is here, is known only afterwards: from there on it is planned anew.
+        return Plan((*steps, RunStep.CONFIGURE))
+    if not view.image_ready:
+        steps.append(RunStep.PREPARE_IMAGE)
+    if not view.home_ready:
+        steps.append(RunStep.FILL_HOME)
+    if view.sandbox is None:
+        steps.append(RunStep.CLAIM_SANDBOX)
     if view.sandbox is not SandboxState.ADMITTED or view.volume is not VolumeState.ATTACHED:
         steps.append(RunStep.ADMIT)
     steps.append(RunStep.LAUNCH)
+    if not view.tasks_started:
+        steps.append(RunStep.START_TASKS)
     return Plan(tuple(steps))
 
 

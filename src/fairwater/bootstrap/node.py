@@ -1,4 +1,4 @@
-"""The only place where things are wired together."""
+"""The node agent, wired together."""
 
 from __future__ import annotations
 
@@ -6,25 +6,20 @@ import asyncio
 import contextlib
 import os
 import pwd
-import resource
-import signal
 import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import uvloop
-from fastapi import FastAPI
 
 from fairwater import __version__
+from fairwater.bootstrap.process import SystemClock, raise_descriptor_limit, stop_on_signals
 from fairwater.data_dir import DataDir
 from fairwater.domain.failure import Permanent
-from fairwater.engines.local.client import AgentClient
 from fairwater.loops.runs import RunKeeper
-from fairwater.loops.workspaces import WorkspacesLoop
 from fairwater.node.api.access import NodeAccess
 from fairwater.node.api.app import create_agent_app
 from fairwater.node.cgroups import Cgroups
@@ -44,28 +39,15 @@ from fairwater.node.sandboxes import ParkedSandboxes
 from fairwater.node.slots import Slots
 from fairwater.node.volumes import BtrfsVolumes
 from fairwater.ports.agent import API_VERSION, Fact, Hello
-from fairwater.server.app import create_app
-from fairwater.server.bus import EventBus
-from fairwater.server.options import ServerOptions
 from fairwater.serving.logs import configure_logs
 from fairwater.serving.serve import LOCAL, serve
 from fairwater.settings import Settings
-from fairwater.store.database import SqlDatabase
-from fairwater.store.migration import upgrade
-from fairwater.store.records import SqlWorkspaceRecords
 
 INIT = "libexec/fairwater-init"
 INSTALLATION = Path("/opt/fairwater")
 _THREADS_MAX = 32
 PLAIN = "plain"
 """The runtime without isolation."""
-
-
-class SystemClock:
-    """Implements `ports.clock.Clock`."""
-
-    def now(self) -> datetime:
-        return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +62,7 @@ class Node:
 def run_node(settings: Settings, data_dir: Path) -> None:
     """The node agent, until SIGTERM or SIGINT; workspaces go on without it."""
     configure_logs(part="node")
-    _raise_descriptor_limit()
+    raise_descriptor_limit()
     data = DataDir(data_dir)
     if settings.node.runtime == PLAIN:
         uvloop.run(_run_node(settings, open_plain_node(settings, data), data))
@@ -95,7 +77,7 @@ def run_node(settings: Settings, data_dir: Path) -> None:
 
 
 async def _run_node(settings: Settings, opened: AbstractAsyncContextManager[Node], data: DataDir) -> None:
-    stop = _stop_on_signals()
+    stop = stop_on_signals()
     # Blocking calls wait for disks above all: a few slow ones, on the way down, must not hold up the starts.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS_MAX))
     async with opened as node:
@@ -191,63 +173,6 @@ async def open_plain_node(settings: Settings, data: DataDir) -> AsyncIterator[No
         await keeper.close()
 
 
-def run_server(settings: Settings, data_dir: Path) -> None:
-    """The control plane, until SIGTERM or SIGINT. Needs no privilege."""
-    configure_logs(part="server")
-    _raise_descriptor_limit()
-    uvloop.run(_run_server(settings, DataDir(data_dir)))
-
-
-async def _run_server(settings: Settings, data: DataDir) -> None:
-    stop = _stop_on_signals()
-    listen = settings.server.listen
-    async with open_server(settings, data) as app:
-        await serve(
-            app,
-            unix_socket=data.server_socket,
-            tcp=(listen.host, listen.port),
-            # Anybody may connect: who it is decides what is allowed, and only some are the local administrator.
-            socket_mode=0o666,
-            stop=stop,
-        )
-
-
-@contextlib.asynccontextmanager
-async def open_server(settings: Settings, data: DataDir) -> AsyncIterator[FastAPI]:
-    """The server's app with its loop running; the database is brought up to date first."""
-    data.server.mkdir(parents=True, exist_ok=True, mode=0o700)
-    url = settings.server.database_url or f"sqlite:///{data.server / 'fairwater.db'}"
-    await upgrade(url)
-    bus, clock = EventBus(), SystemClock()
-    database = SqlDatabase.open(url, settings.deadlines, bus.committed)
-    options = ServerOptions(
-        public_url=settings.server.public_url,
-        classes=settings.classes,
-        start_limit=settings.limits,
-        administrator_uids=frozenset({0, os.geteuid(), data.root.stat().st_uid}),
-        configuration={explained.key: explained.value for explained in settings.explain()},
-    )
-    records = SqlWorkspaceRecords(database, settings.classes, options.workspace_url, clock, bus.progressed)
-    async with AgentClient(data.node_socket) as agent:
-        loop = WorkspacesLoop(records, agent, clock)
-        looping = asyncio.create_task(loop.run(), name="workspaces")
-        try:
-            yield create_app(
-                database=database,
-                wake=loop.wake,
-                agent=agent,
-                access=agent,
-                node_facts=agent.facts,
-                clock=clock,
-                options=options,
-                bus=bus,
-            )
-        finally:
-            looping.cancel()
-            await asyncio.gather(looping, return_exceptions=True)
-            await database.close()
-
-
 def _hello(settings: Settings) -> Hello:
     return Hello(API_VERSION, __version__, settings.node.name, boot_id(), settings.node.runtime)
 
@@ -260,12 +185,6 @@ def _init_program() -> Path:
     raise Permanent(f"{INSTALLATION / INIT} is missing: install Fairwater with 'make up'", code="not_installed")
 
 
-def _raise_descriptor_limit() -> None:
-    """Commands under way cost four descriptors each, and a usual soft limit is 1024."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def _ids_of(user: str) -> tuple[int, int]:
     """Uid and gid of the server's user; this process's own where there is no such user."""
     try:
@@ -273,10 +192,3 @@ def _ids_of(user: str) -> tuple[int, int]:
     except KeyError:
         return os.geteuid(), os.getegid()
     return entry.pw_uid, entry.pw_gid
-
-
-def _stop_on_signals() -> asyncio.Event:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
