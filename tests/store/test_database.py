@@ -46,10 +46,18 @@ async def test_an_upgrade_may_be_repeated_and_run_by_two_at_once(tmp_path: Path)
     assert set(revisions) == {await upgrade(url)}
 
 
+async def test_a_newer_database_that_this_version_may_use_is_used(store: Store, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "fairwater.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    assert await upgrade(store.url) == "9999"
+
+
 async def test_a_database_of_a_newer_version_is_refused_and_left_alone(store: Store, tmp_path: Path) -> None:
     await store.account("ada")
     with sqlite3.connect(tmp_path / "fairwater.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute("UPDATE schema_compatibility SET oldest_server = '9998'")
     connection.close()
     with pytest.raises(Permanent, match="9999") as refused:
         await upgrade(store.url)

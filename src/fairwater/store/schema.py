@@ -70,6 +70,14 @@ class MembershipRow(Row):
     __table_args__ = (Index(None, "organisation_id"),)
 
 
+class CompatibilityRow(Row):
+    """One row, of id 1. `oldest_server`: the oldest revision of tables whose servers may run on these."""
+
+    __tablename__ = "schema_compatibility"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    oldest_server: Mapped[str] = mapped_column(String(32))
+
+
 class TokenRow(Row):
     __tablename__ = "tokens"
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
