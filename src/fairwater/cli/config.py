@@ -1,4 +1,4 @@
-"""`fairwater config`: what a configuration file would do, and what is in force."""
+"""`fairwater config`: what a configuration file would do, what is in force, and what a repository's own asks for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fairwater.cli.command import ConfigOption, JsonOption, application, connected, local
-from fairwater.cli.output import write_json, write_line, write_table
+from fairwater.cli.output import ExitCode, write_json, write_line, write_table
 
 if TYPE_CHECKING:
     from fairwater.cli.client import Client
@@ -52,6 +52,19 @@ def running(client: Client, as_json: JsonOption = False) -> None:
     else:
         rows = [(entry["key"], entry["value"], entry.get("origin")) for entry in entries]
         write_table(("key", "value", "from"), rows, "nothing is configured")
+
+
+@app.command()
+@local
+def explain(
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="A folder of this machine, or a git URL.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a workspace of REPO would get, and why, with everything that is not followed: FILE:LINE:COLUMN."""
+    from fairwater.cli.config_explain import explain as show_repository
+
+    if not show_repository(repository, as_json=as_json):
+        raise typer.Exit(ExitCode.FAILURE)
 
 
 def _write(settings: Settings, as_json: bool, *, changed_only: bool = False) -> None:
