@@ -9,8 +9,10 @@ bounded in size and time, and what is handed back must be a terminal.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from fairwater.domain.failure import Permanent, Temporary
 from fairwater.node.init_connection import Descriptor, connect, is_terminal_master, pipe, receive, send
 from fairwater.node.init_messages import (
     PROTOCOL_VERSION,
+    TASKS_MAX,
+    TASKS_SINCE_VERSION,
     Answer,
     Command,
     Reply,
@@ -32,6 +36,10 @@ from fairwater.ports.process import TerminalSize
 
 ANSWER_WITHIN_S = 10.0
 """A start can take long on a busy disk: PID 1 answers once the program is executed."""
+TASK_TERMINAL = TerminalSize(24, 120)
+"""Nobody looks at it while it runs: as wide as the logs of builds are."""
+TASK_LOG_MAX, TASK_LOG_KEPT = 8 << 20, 4 << 20
+"""Bytes: a task's log is cut to its last `TASK_LOG_KEPT` each time it has grown to `TASK_LOG_MAX`."""
 _PARKED = 0
 
 
@@ -71,13 +79,9 @@ class InitClient:
             Temporary: `init_gone`, `init_confused`, `init_silent`, `busy`.
             Permanent: `init_version`, when it speaks a version that this agent does not.
         """
-        reply = await self._ask(request(Request.HELLO), Answer.HELLO)
-        if reply.value != PROTOCOL_VERSION:
-            raise Permanent(
-                f"the workspace's first process speaks version {reply.value}, this agent {PROTOCOL_VERSION}: "
-                "stop the workspace and start it again",
-                code="init_version",
-            )
+        reply = await self._ask(request(Request.HELLO, number=PROTOCOL_VERSION), Answer.HELLO)
+        if not 1 <= reply.value <= PROTOCOL_VERSION:
+            raise _other_version(reply.value, f"this agent none but 1 to {PROTOCOL_VERSION}")
         return InitState(reply.value, reply.run if reply.where != _PARKED else None, reply.pid or None)
 
     async def launch(self, run: int, command: Command, *, stdout: int, stderr: int) -> Launched:
@@ -144,8 +148,36 @@ class InitClient:
             undo.pop_all()  # everything left is the process' now
             return process
 
+    async def start_task(self, number: int, command: Command, *, log: int, status: int) -> bool:
+        """Starts a task in a terminal that nobody need hold; false when that number was started before.
+
+        Its output is appended to `log`, a file open for reading and writing (what is no plain file gets nothing). When
+        it has ended, its exit status is in `status`, an empty file, in decimal with a newline. Both stay the caller's.
+
+        Raises:
+            Permanent: `init_version`, in a workspace started by an agent that knew no tasks; as `exec`.
+            Temporary: as `exec`.
+        """
+        if not 0 <= number < TASKS_MAX:
+            raise Permanent(
+                f"task {number}: a workspace has at most {TASKS_MAX} tasks, numbered from 0; put some of them together",
+                code="too_many_tasks",
+            )
+        if stat.S_ISREG(os.fstat(log).st_mode) and fcntl.fcntl(log, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+            raise ValueError("a task's log is to be open for reading and writing: its end is moved within it")
+        message = command_request(Request.TASK, command, number=number, terminal=TASK_TERMINAL)
+        version = (await self.hello()).version
+        if version < TASKS_SINCE_VERSION:
+            raise _other_version(version, f"tasks need version {TASKS_SINCE_VERSION}")
+        with contextlib.closing(connect(self._path)) as connection:
+            send(connection, message, (log, status))
+            reply = await self._reply(connection)
+        if reply.kind not in (Answer.STARTED, Answer.ALREADY):
+            raise _failure(reply, command)
+        return reply.kind == Answer.STARTED
+
     async def terminate(self) -> None:
-        """SIGTERM to every process but PID 1, SIGHUP to commands in a terminal; they may take their time to end."""
+        """SIGTERM to every process but PID 1, SIGHUP to what has a terminal; they may take their time to end."""
         await self._ask(request(Request.TERMINATE), Answer.DONE)
 
     async def _ask(self, message: bytes, expected: Answer) -> Reply:
@@ -165,6 +197,13 @@ class InitClient:
         if self._host_ids is not None:
             for end in ends:
                 os.fchown(end.number, self._host_ids + uid, -1)
+
+
+def _other_version(version: int, wanted: str) -> Permanent:
+    return Permanent(
+        f"the workspace's first process speaks version {version}, {wanted}: stop the workspace and start it again",
+        code="init_version",
+    )
 
 
 def _failure(reply: Reply, command: Command) -> Temporary | Permanent:

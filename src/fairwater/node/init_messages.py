@@ -17,7 +17,11 @@ from enum import IntEnum
 from fairwater.domain.failure import Permanent, Temporary
 from fairwater.ports.process import TerminalSize
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+"""The newest spoken here; a first process of before speaks an older one."""
+TASKS_SINCE_VERSION = 2
+TASKS_MAX = 64
+"""Tasks of a workspace, numbered from 0."""
 MESSAGE_MAX = 128 * 1024
 """Bytes of a request: command, environment and folder together."""
 GROUPS_MAX, ARGUMENTS_MAX, VARIABLES_MAX = 32, 8192, 4096
@@ -34,6 +38,7 @@ class Request(IntEnum):
     EXEC = 3
     SIGNAL = 4
     TERMINATE = 5
+    TASK = 6
 
 
 class Answer(IntEnum):
@@ -83,17 +88,19 @@ class Command:
 
 
 def request(kind: Request, *, number: int = 0) -> bytes:
-    """A request without a command; `number` is a signal's."""
+    """A request without a command; `number` is a signal's, or in a HELLO the version spoken here."""
     return REQUEST.pack(kind, 0, 0, number, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
-def command_request(kind: Request, command: Command, *, run: int = 0, terminal: TerminalSize | None = None) -> bytes:
-    """A LAUNCH or an EXEC.
+def command_request(
+    kind: Request, command: Command, *, run: int = 0, number: int = 0, terminal: TerminalSize | None = None
+) -> bytes:
+    """A LAUNCH, an EXEC, or a TASK, whose `number` is its own.
 
     Raises:
         Permanent: `bad_command`, where a part of it cannot be passed on; `command_too_long`.
     """
-    if kind == Request.EXEC and not command.arguments:
+    if kind != Request.LAUNCH and not command.arguments:
         raise Permanent("the command is empty: name a program to run", code="bad_command")
     variables = [f"{_variable_name(name)}={value}" for name, value in command.environment.items()]
     ids = (command.uid, command.gid, *command.groups)
@@ -105,7 +112,7 @@ def command_request(kind: Request, command: Command, *, run: int = 0, terminal: 
         kind,
         _WITH_TERMINAL if terminal else 0,
         run,
-        0,
+        number,
         command.uid,
         command.gid,
         len(command.groups),

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.node.init.program import build_init
 
 from fairwater.node.init_client import InitClient
 from fairwater.node.init_messages import Command, Request, request
 from fairwater.node.init_process import InitProcess
 from fairwater.ports.process import Channel, TerminalSize
 
-SOURCE = Path(__file__).parents[3] / "src/fairwater/node/init/init.c"
 HOST_IDS = 300_000
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -85,12 +85,7 @@ async def finish(process: InitProcess, *inputs: bytes) -> tuple[int, bytes, byte
 
 @pytest.fixture(scope="session")
 def init_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("init") / "fairwater-init"
-    flags = ["-O2", "-static", "-std=c11", "-Wall", "-Wextra", "-Werror"]
-    built = subprocess.run(["cc", *flags, "-o", program, SOURCE], capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    program.chmod(0o711)  # as it is installed: not to be read in the container
-    return program
+    return build_init(tmp_path_factory.mktemp("init"))
 
 
 def start_container(program: Path, path: Path) -> Container:

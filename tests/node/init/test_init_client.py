@@ -218,15 +218,45 @@ async def test_hello_tells_what_is_launched_and_refuses_another_version(false_in
     for said, state in (
         (reply(Answer.HELLO, value=1), InitState(1, None, None)),
         (reply(Answer.HELLO, value=1, where=2, run=7, pid=3), InitState(1, 7, 3)),
+        (reply(Answer.HELLO, value=2, where=2, run=7), InitState(2, 7, None)),
     ):
         answering = asyncio.ensure_future(false_init.answers(said))
         assert await false_init.client.hello() == state
         await answering
-    answering = asyncio.ensure_future(false_init.answers(reply(Answer.HELLO, value=2)))
-    with pytest.raises(Permanent) as failure:
-        await false_init.client.hello()
+    for version in (0, 3, -1):
+        answering = asyncio.ensure_future(false_init.answers(reply(Answer.HELLO, value=version)))
+        with pytest.raises(Permanent) as failure:
+            await false_init.client.hello()
+        assert failure.value.code == "init_version"
+        await answering
+
+
+async def test_a_first_process_of_before_tasks_gets_none_and_the_rest_works(
+    false_init: FalseInit, tmp_path: Path
+) -> None:
+    """It answers as the first version did, whatever number a HELLO carries."""
+    with (tmp_path / "log").open("wb+") as log, (tmp_path / "status").open("wb") as status:
+        answering = asyncio.ensure_future(false_init.answers(reply(Answer.HELLO, value=1, where=2, run=7)))
+        with pytest.raises(Permanent) as failure:
+            await false_init.client.start_task(0, COMMAND, log=log.fileno(), status=status.fileno())
+        await answering
     assert failure.value.code == "init_version"
+    assert "start it again" in failure.value.message
+    answering = asyncio.ensure_future(false_init.answers(reply(Answer.DONE)))
+    await false_init.client.terminate()
     await answering
+
+
+async def test_a_tasks_log_that_could_not_be_shortened_is_refused(false_init: FalseInit, tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as log, pytest.raises(ValueError, match="reading and writing"):
+        await false_init.client.start_task(0, COMMAND, log=log.fileno(), status=log.fileno())
+
+
+@pytest.mark.parametrize("number", [-1, 64, 2**40])
+async def test_a_task_beyond_the_last_is_refused(false_init: FalseInit, number: int) -> None:
+    with pytest.raises(Permanent) as failure:
+        await false_init.client.start_task(number, COMMAND, log=0, status=0)
+    assert failure.value.code == "too_many_tasks"
 
 
 @pytest.mark.parametrize(

@@ -328,7 +328,7 @@ async def launch(container: Container, run: int, *arguments: str, log: Path) -> 
 async def test_a_workspace_is_launched_once_and_remembers_it_for_the_next_client(
     container: Container, log: Path
 ) -> None:
-    assert await container.client.hello() == InitState(1, None, None)
+    assert await container.client.hello() == InitState(2, None, None)
     command = ("sh", "-c", "read x; echo $? $(id -u); echo err >&2; exec sleep 100")
     pid, already = await launch(container, 3, *command, log=log)
     assert pid
@@ -338,24 +338,24 @@ async def test_a_workspace_is_launched_once_and_remembers_it_for_the_next_client
         await launch(container, 4, *command, log=log)
     assert failure.value.code == "other_run"
     # Another agent, after a restart, knows nothing but the path.
-    assert await InitClient(container.path).hello() == InitState(1, 3, pid)
+    assert await InitClient(container.path).hello() == InitState(2, 3, pid)
     await becomes(lambda: log.read_text() == "1 1000\nerr\n")
     await container.client.terminate()
     await container.childless()
-    assert await container.client.hello() == InitState(1, 3, None)
+    assert await container.client.hello() == InitState(2, 3, None)
 
 
 async def test_a_launch_without_a_command_only_marks(container: Container, log: Path) -> None:
     assert await launch(container, 1, log=log) == (None, False)
     assert await launch(container, 1, log=log) == (None, True)
-    assert await container.client.hello() == InitState(1, 1, None)
+    assert await container.client.hello() == InitState(2, 1, None)
 
 
 async def test_a_launch_that_fails_leaves_the_workspace_parked(container: Container, log: Path) -> None:
     with pytest.raises(Permanent) as failure:
         await launch(container, 1, "no-such-command", log=log)
     assert failure.value.code == "command_not_found"
-    assert await container.client.hello() == InitState(1, None, None)
+    assert await container.client.hello() == InitState(2, None, None)
     assert (await launch(container, 2, "true", log=log))[1] is False
 
 
@@ -381,7 +381,7 @@ async def test_a_socket_far_down_is_reached(start: Callable[[Path], Container], 
     folder.mkdir(parents=True)
     container = start(folder / "init.sock")
     assert len(os.fsencode(container.path)) > 108
-    assert (await container.client.hello()).version == 1
+    assert (await container.client.hello()).version == 2
 
 
 async def test_when_the_workspace_ends_everyone_is_told(container: Container) -> None:

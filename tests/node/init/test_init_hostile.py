@@ -79,6 +79,11 @@ MALFORMED = {
     "nothing to execute": REQUEST.pack(Request.EXEC, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0) + b"/\0",
     "run 0": command_request(Request.LAUNCH, Command(()), run=0),
     "terminal at launch": command_request(Request.LAUNCH, Command(()), run=1, terminal=TerminalSize()),
+    "task without a terminal": command_request(Request.TASK, Command(("true",))),
+    "task -1": command_request(Request.TASK, Command(("true",)), number=-1, terminal=TerminalSize()),
+    "task 64": command_request(Request.TASK, Command(("true",)), number=64, terminal=TerminalSize()),
+    "task 2147483647": command_request(Request.TASK, Command(("true",)), number=2**31 - 1, terminal=TerminalSize()),
+    "task of three files": command_request(Request.TASK, Command(("true",)), terminal=TerminalSize()),
     "signal 0": request(Request.SIGNAL, number=0),
     "signal 4096": request(Request.SIGNAL, number=4096),
     "too large": b"x" * (MESSAGE_MAX + 1),
@@ -115,6 +120,24 @@ async def test_noise_does_no_harm(container: Container) -> None:
     assert (await container.run("echo", "well"))[1] == b"well\n"
 
 
+async def test_noise_in_what_starts_a_task_does_no_harm(container: Container, shared: Path) -> None:
+    seeded = random.Random(5)
+    valid = command_request(Request.TASK, Command(("true",), {"PATH": "/bin"}), terminal=TerminalSize())
+    with (shared / "log").open("wb+") as log, (shared / "status").open("wb+") as status:
+        rights = array.array("i", [log.fileno(), status.fileno()])
+        for _ in range(1000):
+            message = bytearray(valid)
+            message[16] = seeded.randrange(70)  # the task's number
+            for _ in range(seeded.randrange(3)):
+                message[seeded.randrange(len(message))] = seeded.randrange(256)
+            if message[0] != Request.TERMINATE:
+                with connect(container) as connection:
+                    connection.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+    await container.childless()
+    await at_rest(container)
+    assert (await container.run("echo", "well"))[1] == b"well\n"
+
+
 @pytest.mark.parametrize("count", [1, 2, 4, 200])
 async def test_a_flood_of_descriptors_is_closed(container: Container, count: int) -> None:
     for message in (command_request(Request.EXEC, Command(("true",))), request(Request.HELLO), b"junk"):
@@ -128,7 +151,7 @@ async def test_a_flood_of_descriptors_is_closed(container: Container, count: int
 async def test_a_crowd_of_silent_connections_keeps_nobody_out(container: Container) -> None:
     crowd = [connect(container) for _ in range(300)]
     try:
-        assert (await container.client.hello()).version == 1
+        assert (await container.client.hello()).version == 2
         assert (await container.run("echo", "well"))[1] == b"well\n"
         # Those who waited longest were told and sent away; the newest are still served.
         assert parse_reply(crowd[0].recv(100)).where == Where.BUSY
@@ -255,7 +278,7 @@ async def test_no_process_inside_can_look_into_or_take_over_the_first(container:
 async def test_no_signal_from_inside_ends_or_stops_the_first(container: Container, uid: int) -> None:
     code = "for n in $(seq 1 64); do [ $n = 15 ] || kill -$n 1; done 2>/dev/null; echo sent"
     assert (await container.run("bash", "-c", code, uid=uid))[1] == b"sent\n"
-    assert (await container.client.hello()).version == 1
+    assert (await container.client.hello()).version == 2
     assert state_of(container)["State"].startswith("S")
 
 
@@ -268,7 +291,7 @@ async def test_a_termination_signal_is_passed_on(container: Container) -> None:
     os.kill(container.pid, signal.SIGTERM)
     assert await asyncio.wait_for(process.wait(), 20) == 128 + 15
     await process.close()
-    assert (await container.client.hello()).version == 1
+    assert (await container.client.hello()).version == 2
 
 
 async def test_nobody_inside_is_answered_even_where_the_path_can_be_reached(container: Container, shared: Path) -> None:

@@ -8,7 +8,9 @@
  * Processes of the container are its enemies: it cannot be traced (not dumpable), allocates nothing, waits only in
  * poll, opens no path that they could replace by something that blocks, and answers nobody of its own PID namespace.
  * Install it with mode 0711, owned by the machine's root: a program that the container may not read belongs, as a
- * process, to the user namespace above it, and then not even CAP_SYS_PTRACE in the container opens /proc/1. */
+ * process, to the user namespace above it, and then not even CAP_SYS_PTRACE in the container opens /proc/1.
+ *
+ * The same program, called by the name of git's credential helper, is that: `credential.h`. */
 #define _GNU_SOURCE
 #include <poll.h>
 #include <stdio.h>
@@ -16,7 +18,8 @@
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 
-#include "connections.h"
+#include "credential.h"
+#include "requests.h"
 
 enum { LISTENER = 3, REAPED_AT_ONCE = 512, PAUSE_MS = 100 };
 
@@ -38,7 +41,7 @@ static bool welcome(void) {
     bool inside = getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) || peer.pid != 0;
     struct connection *place = inside ? NULL : find_place();
     if (place)
-        *place = (struct connection){.socket = socket, .outcome = -1, .master = -1, .born = ++births};
+        *place = (struct connection){.socket = socket, .outcome = -1, .master = -1, .kind = EXEC, .born = ++births};
     else
         close(socket);
     return true;
@@ -59,6 +62,7 @@ static bool reap(void) {
                 one->pid = 0;
             }
         }
+        end_keeper(pid, status);
         if (pid == first_process)
             first_process = 0;
     }
@@ -142,14 +146,18 @@ static int prepare(void) {
         syscall(SYS_rt_sigaction, i, &(struct kernel_action){0}, NULL, 8);
     umask(022);
     for (int i = 0; i < CONNECTIONS_MAX; i++)
-        connections[i] = (struct connection){.socket = -1, .outcome = -1, .master = -1};
+        connections[i] = (struct connection){.socket = -1, .outcome = -1, .master = -1, .kind = EXEC};
+    for (int i = 0; i < TASKS_MAX; i++)
+        tasks[i].status = -1;
     sigfillset(&all);
     if (sigprocmask(SIG_SETMASK, &all, NULL))
         return -1;
     return signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    if (argc > 0 && is_git_credential(argv[0]))
+        return serve_git(argc, argv);
     if (getpid() != 1) { /* its kill(-1) would reach the whole machine */
         fputs("fairwater-init: runs only as PID 1 of a container\n", stderr);
         return 2;

@@ -1,21 +1,27 @@
 /* What travels between the node agent and a workspace's PID 1, and how a request is taken apart.
  *
  * One SOCK_SEQPACKET connection is one command; every message is one packet in the machine's byte order.
- * A request is a `struct request`, for LAUNCH and EXEC followed by `groups` numbers of 32 bits and then strings, each
- * ended by a NUL: the working directory, `arguments` arguments, `variables` variables (`NAME=value`); nothing behind.
+ * A request is a `struct request`, for LAUNCH, EXEC and TASK followed by `groups` numbers of 32 bits and then strings,
+ * each ended by a NUL: the working directory, `arguments` arguments, `variables` variables (`NAME=value`); nothing
+ * behind.
  *
- *   HELLO                      -> HELLO {value: version, where: launch state, run, pid of the first process or 0}
+ *   HELLO {number: version}    -> HELLO {value: version, where: launch state, run, pid of the first process or 0}
  *   LAUNCH {run} + 3 streams   -> LAUNCHED {run, pid}   the first process runs; pid 0 where none was asked for
  *                                 ALREADY {run, pid}    that run was launched before
  *                                 OTHER_RUN {run}       another run was launched here: refused
  *                                 ERROR                 nothing was launched; it may be tried again
  *   EXEC + 3 streams           -> STARTED {pid}         and EXITED {value: wait status} when it ends, or ERROR
  *   EXEC with TERMINAL         -> STARTED {pid} + the terminal's master, which is the client's to resize
+ *   TASK {number} + 2 files    -> STARTED {pid}         the command runs in a terminal that a keeper holds, `task.h`
+ *    with TERMINAL                ALREADY {pid}         that number was started before; pid 0 where its keeper has ended
+ *                                 ERROR                 nothing was started; it may be tried again
  *   SIGNAL {number}            (on an EXEC's connection) to the command's process group; not answered
  *   TERMINATE                  -> DONE                  SIGTERM and SIGCONT to all but PID 1, SIGHUP where a terminal is
  *
- * Descriptors come by SCM_RIGHTS. Closing the connection of an EXEC sends SIGHUP, then SIGCONT, to its process group;
- * closing that of a LAUNCH does nothing. Whatever is malformed is answered by ERROR {where: PROTOCOL} and a closed
+ * Descriptors come by SCM_RIGHTS; the two files of a TASK are its log, to be read and written, and its exit status.
+ * Closing the connection of an EXEC sends SIGHUP, then SIGCONT, to its process group; closing that of a LAUNCH or a TASK
+ * does nothing. An agent says in HELLO which version it speaks (the first one says 0), and is answered the lower of both;
+ * version 2 brought TASK. Whatever is malformed is answered by ERROR {where: PROTOCOL} and a closed
  * connection. */
 #ifndef FAIRWATER_PROTOCOL_H
 #define FAIRWATER_PROTOCOL_H
@@ -27,17 +33,19 @@
 #include <sys/types.h>
 
 enum {
-    PROTOCOL_VERSION = 1,
+    PROTOCOL_VERSION = 2,
     MESSAGE_MAX = 128 * 1024, /* bytes of a request */
     CONNECTIONS_MAX = 256,
     COMMANDS_MAX = 224, /* commands under way: some connections always stay free for HELLO and TERMINATE */
     STREAMS = 3,
+    TASK_FILES = 2,
+    TASKS_MAX = 64, /* tasks of a workspace, numbered from 0 */
     GROUPS_MAX = 32,
     ARGUMENTS_MAX = 8192,
     VARIABLES_MAX = 4096,
 };
 
-enum request_kind { HELLO = 1, LAUNCH, EXEC, SIGNAL, TERMINATE };
+enum request_kind { HELLO = 1, LAUNCH, EXEC, SIGNAL, TERMINATE, TASK };
 enum reply_kind { IS_HELLO = 1, LAUNCHED, ALREADY, OTHER_RUN, STARTED, EXITED, DONE, ERROR };
 enum where { AT_EXEC = 1, AT_CHDIR, AT_USER, AT_FORK, AT_TERMINAL, AT_PROTOCOL, AT_BUSY };
 enum launch_state { PARKED, LAUNCHING, IS_LAUNCHED };
@@ -47,7 +55,7 @@ struct request {
     uint32_t kind;
     uint32_t flags;
     uint64_t run;
-    int32_t number; /* of a signal */
+    int32_t number; /* of a signal, a task, or a version */
     uint32_t uid, gid;
     uint32_t groups, arguments, variables; /* how many of each follow */
     uint16_t rows, columns;
@@ -84,7 +92,7 @@ static char *take_string(char **at, char *end) {
     return string;
 }
 
-/* Takes a LAUNCH's or EXEC's message apart; 0, or the errno of what is wrong with it. */
+/* Takes the message of a LAUNCH, EXEC or TASK apart; 0, or the errno of what is wrong with it. */
 static int read_command(const struct request *request, char *at, char *end, struct command *command) {
     if (request->groups > GROUPS_MAX || request->arguments > ARGUMENTS_MAX || request->variables > VARIABLES_MAX)
         return E2BIG;

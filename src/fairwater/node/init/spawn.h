@@ -31,6 +31,13 @@ struct spawned {
     int master;  /* of the terminal, or -1 */
 };
 
+/* What a child begins with: the terminal's two sides, where there is one, and the pipe for its outcome. */
+struct start {
+    struct command *command;
+    const int *streams;
+    int master, slave, report;
+};
+
 static int pts_folder = -1, dev_folder = -1; /* opened before any foreign process runs */
 
 static void close_descriptor(int *descriptor) {
@@ -119,12 +126,14 @@ static int become_user(const struct command *command) {
     return 0;
 }
 
-static _Noreturn void run_command(struct command *command, const int streams[STREAMS], int slave, int report) {
+/* In the child: becomes the command. */
+static _Noreturn void run_command(struct start start) {
     struct outcome outcome = {.where = AT_TERMINAL};
+    struct command *command = start.command;
     sigset_t none;
     sigemptyset(&none);
     setsid();
-    outcome.error = take_streams(command, streams, slave, &report);
+    outcome.error = take_streams(command, start.streams, start.slave, &start.report);
     if (!outcome.error) {
         offer_to_oom_killer();
         outcome.where = AT_USER;
@@ -141,36 +150,45 @@ static _Noreturn void run_command(struct command *command, const int streams[STR
         outcome.where = AT_EXEC;
         outcome.error = errno;
     }
-    ssize_t written = write(report, &outcome, sizeof outcome);
+    ssize_t written = write(start.report, &outcome, sizeof outcome);
     (void)written;
     _exit(127);
 }
 
-/* Begins a command. `streams` stay open and are the caller's. */
-static struct outcome spawn(struct command *command, const int streams[STREAMS], struct spawned *spawned) {
-    struct outcome outcome = {.where = AT_TERMINAL};
-    int slave = -1, ends[2];
-    spawned->pid = 0;
-    spawned->master = spawned->outcome = -1;
-    if (command->terminal)
-        outcome.error = open_terminal(command, &spawned->master, &slave);
-    if (outcome.error)
-        return outcome;
-    outcome.where = AT_FORK;
+/* Forks a child that runs `body`; its terminal stays the caller's, too. */
+static struct outcome fork_child(void (*body)(struct start), struct start start, struct spawned *spawned) {
+    struct outcome outcome = {.where = AT_FORK};
+    int ends[2];
+    *spawned = (struct spawned){.outcome = -1, .master = start.master};
     if (pipe2(ends, O_CLOEXEC | O_NONBLOCK)) {
         outcome.error = errno;
-    } else {
-        pid_t pid = fork();
-        if (pid == 0)
-            run_command(command, streams, slave, ends[1]);
-        outcome.error = pid < 0 ? errno : 0;
-        close(ends[1]);
-        if (pid < 0)
-            close(ends[0]);
-        else
-            *spawned = (struct spawned){.pid = pid, .outcome = ends[0], .master = spawned->master};
+        return outcome;
     }
-    close_descriptor(&slave);
+    start.report = ends[1];
+    spawned->pid = fork();
+    if (spawned->pid == 0) {
+        body(start);
+        _exit(127);
+    }
+    outcome.error = spawned->pid < 0 ? errno : 0;
+    close(ends[1]);
+    spawned->outcome = ends[0];
+    if (outcome.error)
+        close_descriptor(&spawned->outcome);
+    return outcome;
+}
+
+/* Begins a command: `body` becomes it, or keeps it. `streams` stay open and are the caller's. */
+static struct outcome spawn(void (*body)(struct start), struct command *command, const int streams[],
+                            struct spawned *spawned) {
+    struct outcome outcome = {.where = AT_TERMINAL};
+    struct start start = {.command = command, .streams = streams, .master = -1, .slave = -1};
+    if (command->terminal)
+        outcome.error = open_terminal(command, &start.master, &start.slave);
+    if (outcome.error)
+        return outcome;
+    outcome = fork_child(body, start, spawned);
+    close_descriptor(&start.slave);
     if (outcome.error)
         close_descriptor(&spawned->master);
     return outcome;
