@@ -15,6 +15,10 @@ from fairwater.node import seccomp
 from fairwater.node.cgroups import CPU_PERIOD_US, Limits
 
 INIT_PATH = "/run/fairwater/init"
+CREDENTIAL_HELPER_PATH = "/run/fairwater/git-credential-fairwater"
+"""The same program, which is git's credential helper by this name."""
+SERVICE_PATH = "/run/fairwater/service"
+"""A folder in which the agent offers what serves the workspace."""
 RUN_BYTES = 64 * 1024**2
 """The size of `/run`."""
 IDS = 65536
@@ -36,6 +40,8 @@ MASKED = (
 )  # fmt: skip
 """Among them the block devices: their names and backing files would tell of the neighbours."""
 READ_ONLY = ("/proc/sys",)
+MOUNT_POINTS = ("/proc", "/dev", "/sys", "/run", "/tmp", "/workspace")  # noqa: S108 - the sandbox's own
+"""Folders that every root must have, whatever the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,7 @@ class BundleSpec:
 
     root: Path
     init: Path
+    service: Path
     user_namespace: Path
     network_namespace: Path
     first_id: int
@@ -111,6 +118,8 @@ def _mounts(spec: BundleSpec) -> list[dict[str, Any]]:
         _mount("tmpfs", "/run", "nodev", "mode=755", f"size={RUN_BYTES}"),
         _mount("tmpfs", "/tmp", "nodev", "mode=1777", f"size={spec.tmp_bytes}"),  # noqa: S108 - the sandbox's own
         _bind(spec.init, INIT_PATH),
+        _bind(spec.init, CREDENTIAL_HELPER_PATH),
+        _bind(spec.service, SERVICE_PATH),
         *(_bind(source, target) for source, target in spec.binds),
         *(_bind(source, target) for target, source in spec.files.items()),
     ]

@@ -12,13 +12,18 @@ import os
 import re
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from fairwater.domain.failure import Permanent
-from fairwater.ports.images import ImageRoot
+from fairwater.domain.workspaces.run import Progress
+from fairwater.domain.workspaces.secrets import RunSecrets
+from fairwater.ports.images import ROOT, ImageRoot, ImageUser
 
 REFERENCE = "host"
 USER, UID, HOME = "dev", 1000, "/home/dev"
+DEV = ImageUser(USER, UID, UID, HOME, "/bin/bash")
+_ROOT = ImageUser(ROOT.name, ROOT.uid, ROOT.gid, ROOT.home, "/bin/bash")
 
 ETC_ALLOWED = (
     "alternatives", "bash.bashrc", "bash_completion.d", "bash_completion", "ca-certificates", "ca-certificates.conf",
@@ -61,7 +66,19 @@ class HostImage:
         self._making = asyncio.Lock()
         self._made: ImageRoot | None = None
 
-    async def prepare(self, reference: str) -> ImageRoot:
+    async def find(self, reference: str, secrets: RunSecrets = RunSecrets()) -> ImageRoot | None:
+        """The image, which is always here; None for any other reference."""
+        return await self.prepare(reference) if reference == REFERENCE else None
+
+    async def prepare(
+        self,
+        reference: str,
+        secrets: RunSecrets = RunSecrets(),
+        report: Callable[[Progress], None] = lambda _: None,
+        *,
+        local_allowed: bool = False,
+    ) -> ImageRoot:
+        """The image. Raises Permanent: `no_such_image`, for any other reference."""
         if reference != REFERENCE:
             raise Permanent(
                 f"there is no image {reference[:200]!r}: the only one here is 'host', this machine's own programs",
@@ -78,7 +95,8 @@ class HostImage:
         aside = self._folder / "host.new"
         shutil.rmtree(aside, ignore_errors=True)
         _lay_out(self._root, aside)
-        layer = self._folder / f"host-{_digest(aside)}"
+        digest = f"host-{_digest(aside)}"
+        layer = self._folder / digest
         if layer.exists():
             shutil.rmtree(aside)
         else:
@@ -88,6 +106,10 @@ class HostImage:
             layers=(layer,),
             binds=((self._root / "usr", "/usr"),),
             environment=_environment(layer),
+            digest=digest,
+            user=DEV,
+            users=(_ROOT, DEV),
+            working_directory="/workspace",
         )
 
 

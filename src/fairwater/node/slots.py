@@ -13,22 +13,27 @@ import os
 import select
 import shutil
 import signal
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fairwater.domain.failure import Temporary
+from fairwater.domain.failure import Permanent, Temporary
 from fairwater.domain.workspaces.classes import WorkspaceClass
+from fairwater.domain.workspaces.home import home_directory
 from fairwater.node import linux
-from fairwater.node.bundle import IDS, BundleSpec, configuration
+from fairwater.node.bundle import IDS, MOUNT_POINTS, BundleSpec, configuration
 from fairwater.node.cgroups import Cgroups, limits_of
 from fairwater.node.container import delete_container, make_namespaces, run_container
-from fairwater.node.root import SCRATCH_BYTES, mount_root, mounts_below
-from fairwater.ports.images import ImageRoot
+from fairwater.node.memory_folder import keep_in_memory, release_memory
+from fairwater.node.root import SCRATCH_BYTES, make_places, mount_root, mounts_below
+from fairwater.node.slot_record import Slot, read_slot, write_slot, write_whole
+from fairwater.node.volume_ids import is_plain, keep_volume_namespace
+from fairwater.ports.images import ROOT, ImageRoot, ImageUser
 
 FIRST_ID = 0x7000_0000
 """Where the sandboxes' ids begin: above those of systemd's containers (which end at 0x6FFFFFFF), below 2³¹."""
 SLOTS_MAX = 256
+_RECORDS_BYTES = 256 * 1024**2
+"""A bound for what lies in the slots' folders: some KiB each."""
 
 
 class Network(Protocol):
@@ -41,31 +46,6 @@ class Network(Protocol):
     def close(self, slot: int) -> None: ...
     def remove(self, slot: int) -> None: ...
     def nameservers(self) -> tuple[str, ...]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """A slot with a container in it. `pid` is its first process, which began at `started` (clock ticks)."""
-
-    number: int
-    folder: Path
-    image: str
-    pid: int
-    started: int
-    address: str
-    environment: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def group(self) -> str:
-        return f"s{self.number}"
-
-    @property
-    def control(self) -> Path:
-        """The socket on which the first process takes commands."""
-        return self.folder / "control"
-
-    def alive(self) -> bool:
-        return linux.start_time(self.pid) == self.started
 
 
 def first_id(instance: int, number: int) -> int:
@@ -95,9 +75,13 @@ class Slots:
         self._parked_limits = parked_limits
 
     def prepare(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._folder.chmod(0o711)
+        # Environments are kept with the slots, and may hold secrets.
+        keep_in_memory(self._folder, _RECORDS_BYTES, 0o711)
         self._cgroups.prepare()
+
+    def release(self) -> None:
+        """After the last slot was cleared: gives the memory back."""
+        release_memory(self._folder)
 
     def first_id(self, slot: Slot) -> int:
         return first_id(self._instance, slot.number)
@@ -108,19 +92,14 @@ class Slots:
         for folder in self._folder.iterdir():
             if not folder.name.isdecimal():
                 continue
-            try:
-                record = json.loads((folder / "slot.json").read_text())
-            except (FileNotFoundError, ValueError):
-                slots.append((int(folder.name), None))
-                continue
-            environment = tuple((name, value) for name, value in record.pop("environment"))
-            slots.append((int(folder.name), Slot(folder=folder, environment=environment, **record)))
+            slots.append((int(folder.name), read_slot(folder)))
         return tuple(sorted(slots, key=lambda pair: pair[0]))
 
     def park(self, number: int, image: ImageRoot) -> Slot:
         """Makes slot `number` with a waiting container of `image`; about 100 ms. Clears up when it fails.
 
         Raises:
+            Permanent: `bad_image`, where the image cannot be the root of a sandbox; `bad_user`.
             Temporary: `park_failed`, or `probe_failed` from the network's probe.
         """
         folder = self._folder / str(number)
@@ -135,27 +114,38 @@ class Slots:
 
     def _park(self, number: int, folder: Path, image: ImageRoot) -> Slot:
         base = first_id(self._instance, number)
+        user = image.user
+        if max(user.uid, user.gid) >= IDS:
+            raise bad_user(user)
         for path in (folder, *(folder / name for name in ("ns", "root", "scratch", "bundle", "files"))):
             path.mkdir(exist_ok=True)
             # The runtime walks here as the sandbox's root; nobody else may.
             os.chown(path, 0, base)
             path.chmod(0o710)
+        (folder / "service").mkdir(exist_ok=True)
+        (folder / "service").chmod(0o755)
         user_ns, net_ns = folder / "ns/user", folder / "ns/net"
         make_namespaces(base, user_ns, net_ns)
+        if not is_plain(user.uid, user.gid):
+            keep_volume_namespace(user.uid, user.gid, base, folder / "ns/volume")
         address = self._network.create(number, net_ns)
         self._network.probe(number, net_ns)
         mount_root(folder, image, user_ns, base)
+        files = self._files(folder)
+        folders = (*MOUNT_POINTS, *(target for _, target in image.binds), home_directory(user.home, user.name))
+        make_places(folder / "root", base, folders, files, image.working_directory)
         limits = limits_of(self._parked_limits)
         spec = BundleSpec(
             root=folder / "root",
             init=self._init,
+            service=folder / "service",
             user_namespace=user_ns,
             network_namespace=net_ns,
             first_id=base,
             cgroup=self._cgroups.path(f"s{number}"),
             limits=limits,
             binds=image.binds,
-            files=self._files(folder),
+            files=files,
             tmp_bytes=SCRATCH_BYTES,
         )
         (folder / "bundle/config.json").write_text(json.dumps(configuration(spec)))
@@ -163,10 +153,9 @@ class Slots:
         started = linux.start_time(pid)
         if started is None:
             raise Temporary(f"slot {number}: its first process ended at once", code="park_failed", delay_s=1)
-        slot = Slot(number, folder, image.reference, pid, started, address, image.environment)
-        record = asdict(slot)
-        del record["folder"]
-        _write(folder / "slot.json", json.dumps(record))
+        root = next((known for known in image.users if known.uid == 0), ROOT)
+        slot = Slot(number, folder, image.digest, pid, started, address, image.environment, user, root)
+        write_slot(slot)
         return slot
 
     def _files(self, folder: Path) -> dict[str, Path]:
@@ -179,7 +168,7 @@ class Slots:
         paths: dict[str, Path] = {}
         for target, text in files.items():
             paths[target] = folder / "files" / Path(target).name
-            _write(paths[target], text, 0o644)
+            write_whole(paths[target], text, 0o644)
         return paths
 
     def kill(self, slot: Slot) -> None:
@@ -204,15 +193,16 @@ class Slots:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def bad_user(user: ImageUser) -> Permanent:
+    return Permanent(
+        f"the user {user.name[:80]!r} has the ids {user.uid}:{user.gid}: those of a workspace go up to {IDS - 1}; "
+        "choose another user in the image",
+        code="bad_user",
+    )
+
+
 def _wait_gone(pidfd: int) -> None:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     if not poll.poll(30_000):
         raise Temporary("a killed sandbox still has processes after 30 s", code="not_dying", delay_s=5)
-
-
-def _write(path: Path, text: str, mode: int = 0o600) -> None:
-    aside = path.with_suffix(".new")
-    aside.write_text(text)
-    aside.chmod(mode)
-    aside.replace(path)

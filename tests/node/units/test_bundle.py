@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from fairwater.node import seccomp
-from fairwater.node.bundle import IDS, BundleSpec, configuration
+from fairwater.node.bundle import IDS, MOUNT_POINTS, BundleSpec, configuration
 from fairwater.node.cgroups import Limits
 
 SPEC = BundleSpec(
     root=Path("/run/fairwater/0/slots/1/root"),
     init=Path("/opt/fairwater/libexec/fairwater-init"),
+    service=Path("/run/fairwater/0/slots/1/service"),
     user_namespace=Path("/run/fairwater/0/slots/1/user"),
     network_namespace=Path("/run/netns/fw0-1"),
     first_id=1_000_000,
@@ -85,6 +86,21 @@ def test_nothing_that_is_mounted_gives_set_user_ids_and_nothing_of_the_machine_i
             assert {"ro", "nodev"} <= set(mount["options"]), mount
     assert "/sys/fs/cgroup" not in {mount["destination"] for mount in config["mounts"]}
     assert config["linux"]["rootfsPropagation"] == "private"
+
+
+def test_the_service_s_folder_and_git_s_credential_helper_are_there(config: dict[str, Any]) -> None:
+    mounts = {mount["destination"]: mount for mount in config["mounts"]}
+    assert mounts["/run/fairwater/service"]["source"] == str(SPEC.service)
+    assert mounts["/run/fairwater/git-credential-fairwater"]["source"] == str(SPEC.init)
+    assert mounts["/run/fairwater/init"]["source"] == str(SPEC.init)
+
+
+def test_what_is_mounted_lies_where_every_root_has_a_place_for_it(config: dict[str, Any]) -> None:
+    own = {"/proc", "/dev", "/sys", "/run", "/tmp"}
+    assert own <= set(MOUNT_POINTS)
+    for mount in config["mounts"]:
+        place = mount["destination"]
+        assert place in {*own, "/usr", "/etc/hosts"} or any(place.startswith(f"{above}/") for above in own), place
 
 
 def test_everything_in_memory_has_a_size(config: dict[str, Any]) -> None:

@@ -193,3 +193,18 @@ async def test_the_machine_s_programs_are_bound_and_authorities_named(machine: P
     (machine / "etc/ssl/certs/ca-certificates.crt").unlink()
     without = await HostImage(tmp_path / "images", machine).prepare("host")
     assert "SSL_CERT_FILE" not in dict(without.environment)
+
+
+async def test_it_is_always_here_and_named_by_its_content(machine: Path, tmp_path: Path) -> None:
+    images = HostImage(tmp_path / "images", machine)
+    image = await images.find("host")
+    assert image == await images.prepare("host")
+    assert image is not None
+    assert image.digest == image.layers[0].name
+    assert await images.find("nixos") is None
+
+
+async def test_everything_runs_as_the_image_s_own_user(machine: Path, tmp_path: Path) -> None:
+    image = await HostImage(tmp_path / "images", machine).prepare("host")
+    assert (image.user.name, image.user.uid, image.user.home) == ("dev", UID, HOME)
+    assert {user.name for user in image.users} == {"root", "dev"}

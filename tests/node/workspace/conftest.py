@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from tests.node.workspace.laboratory import Lab, end_all, lab_on
+from tests.node.workspace.sandbox_laboratory import SandboxLab, sandbox_lab
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +60,10 @@ OpenLab = Callable[[], contextlib.AbstractAsyncContextManager[Lab]]
 def open_lab(data_dir: Path, repository: Path) -> OpenLab:
     """Opens the same data directory again and again, as a restarted agent does."""
     return lambda: lab_on(data_dir, repository, parked=1)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def boxes(data_dir: Path) -> AsyncIterator[SandboxLab]:
+    async with sandbox_lab(data_dir) as lab:
+        yield lab
+        await lab.end_all()
