@@ -16,6 +16,7 @@ from fairwater.domain.failure import Permanent, Temporary
 from fairwater.domain.ids import RunNumber, WorkspaceId
 from fairwater.domain.units import TIB, Bytes
 from fairwater.domain.workspaces.run import SandboxState, Source, VolumeState
+from fairwater.domain.workspaces.setup import Wanted
 from fairwater.node.plain import NOT_ISOLATED
 from fairwater.node.plain import content as plain_content
 from fairwater.node.plain.images import PlainImages
@@ -64,7 +65,9 @@ async def test_a_clone_that_takes_too_long_is_stopped(
     slow = plain_content.PlainContent(timeout_s=0.3)
     source = Source(f"http://127.0.0.1:{port}/org/repo", "repo")
     with pytest.raises(Permanent) as told:
-        await slow.bring(WORKSPACE, RunNumber(1), source, content.root, tmp_path / "log", lambda _: None)
+        await slow.bring(
+            WORKSPACE, RunNumber(1), source, None, content.root, tmp_path / "log", lambda _: None, lambda _: Wanted()
+        )
     assert (told.value.code, "longer than" in told.value.message) == ("clone_failed", True)
     assert list((content.root / "state").iterdir()) == []
 
@@ -76,7 +79,9 @@ async def test_an_interrupted_clone_leaves_no_process_and_no_folder(
     port = silent.getsockname()[1]
     source = Source(f"http://127.0.0.1:{port}/org/repo", "repo")
     bringing = asyncio.create_task(
-        content.content.bring(WORKSPACE, RunNumber(1), source, content.root, tmp_path / "log", lambda _: None)
+        content.content.bring(
+            WORKSPACE, RunNumber(1), source, None, content.root, tmp_path / "log", lambda _: None, lambda _: Wanted()
+        )
     )
     connection, _ = await asyncio.wait_for(asyncio.get_running_loop().sock_accept(silent), WITHIN_S)
     bringing.cancel()
@@ -109,13 +114,13 @@ async def test_after_a_reboot_volumes_are_detached_and_sandboxes_dead(tmp_path: 
     volumes = PlainVolumes(tmp_path / "volumes", proc=booted("first"))
     await volumes.create(WORKSPACE, Bytes(1))
     await volumes.attach(WORKSPACE, Bytes(1))
-    sandboxes = PlainSandboxes(tmp_path / "sandboxes", PlainImages(), proc=booted("first"))
-    await sandboxes.claim(Tenant(WORKSPACE, RunNumber(1)), "host")
+    sandboxes = PlainSandboxes(tmp_path / "sandboxes", proc=booted("first"))
+    await sandboxes.claim(Tenant(WORKSPACE, RunNumber(1)), await PlainImages().prepare("host"))
 
     assert (await PlainVolumes(tmp_path / "volumes", proc=booted("second")).find(WORKSPACE)).state is (
         VolumeState.DETACHED
     )
-    again = PlainSandboxes(tmp_path / "sandboxes", PlainImages(), proc=booted("second"))
+    again = PlainSandboxes(tmp_path / "sandboxes", proc=booted("second"))
     assert [sandbox.state for sandbox in again.claimed()] == [SandboxState.DEAD]
 
 

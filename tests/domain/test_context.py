@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairwater.domain.failure import Permanent
-from fairwater.domain.workspaces.context import Scheme, is_commit, parse_context
+from fairwater.domain.workspaces.context import Scheme, parse_context
+from fairwater.domain.workspaces.git_refs import (
+    RefAndFolder,
+    is_commit,
+    pull_request_branch,
+    ref_patterns,
+    split_ref_path,
+)
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -24,8 +31,6 @@ UNDERSTOOD = [
     ("https://github.com/org/repo#feature%2Fx", "https://github.com/org/repo", "repo", "feature/x"),
     (f"https://github.com/org/repo#{SHA}", "https://github.com/org/repo", "repo", SHA),
     ("https://github.com/org/repo/tree/main", "https://github.com/org/repo", "repo", "main"),
-    ("https://github.com/org/repo/tree/feature/a/b", "https://github.com/org/repo", "repo", "feature/a/b"),
-    ("https://github.com/org/repo/tree/release%2F1.0/", "https://github.com/org/repo", "repo", "release/1.0"),
     (f"https://github.com/org/repo/commit/{SHA}", "https://github.com/org/repo", "repo", SHA),
     ("https://github.com/org/repo/releases/tag/v2.0", "https://github.com/org/repo", "repo", "v2.0"),
     ("https://github.com/org/repo/tree/main#v3", "https://github.com/org/repo", "repo", "v3"),
@@ -34,8 +39,34 @@ UNDERSTOOD = [
     ("https://gitlab.com/a/b/-/tags/v1", "https://gitlab.com/a/b", "b", "v1"),
     ("https://bitbucket.org/team/repo/src/main", "https://bitbucket.org/team/repo", "repo", "main"),
     (f"https://bitbucket.org/team/repo/commits/{SHA}", "https://bitbucket.org/team/repo", "repo", SHA),
-    ("git@github.com:org/repo.git", "ssh://git@github.com/org/repo.git", "repo", None),
-    ("git@github.com:org/repo.git#dev", "ssh://git@github.com/org/repo.git", "repo", "dev"),
+    ("https://github.com/org/repo/blob/main/README.md", "https://github.com/org/repo", "repo", "main"),
+    ("https://github.com/org/repo/blob/main/README.md#L10-L20", "https://github.com/org/repo", "repo", "main"),
+    ("https://github.com/org/repo?tab=readme-ov-file#readme", "https://github.com/org/repo", "repo", None),
+    ("https://github.com/org/repo?tab=MIT-1-ov-file", "https://github.com/org/repo", "repo", None),
+    ("https://github.com/org/repo/issues", "https://github.com/org/repo", "repo", None),
+    ("https://github.com/org/repo/issues/5#issuecomment-1", "https://github.com/org/repo", "repo", None),
+    ("https://github.com/org/repo/pull/12", "https://github.com/org/repo", "repo", "refs/pull/12/head"),
+    ("https://github.com/org/repo/pull/12/files#diff-a1", "https://github.com/org/repo", "repo", "refs/pull/12/head"),
+    ("https://ghe.intern:8443/org/repo/pull/12", "https://ghe.intern:8443/org/repo", "repo", "refs/pull/12/head"),
+    ("https://gitea.intern/org/repo/pulls/3", "https://gitea.intern/org/repo", "repo", "refs/pull/3/head"),
+    ("https://gitea.intern/org/repo/src/branch/main", "https://gitea.intern/org/repo", "repo", "main"),
+    (f"https://codeberg.org/org/repo/src/commit/{SHA}", "https://codeberg.org/org/repo", "repo", SHA),
+    ("https://gitlab.com/a/b/c/-/merge_requests/5", "https://gitlab.com/a/b/c", "c", "refs/merge-requests/5/head"),
+    ("https://gl.intern/a/b/c/merge_requests/5/diffs", "https://gl.intern/a/b/c", "c", "refs/merge-requests/5/head"),
+    ("https://gitlab.com/a/b/-/issues/5", "https://gitlab.com/a/b", "b", None),
+    ("https://gitlab.com/a/b/-/blob/main/README.md?ref_type=heads", "https://gitlab.com/a/b", "b", "main"),
+    (
+        "https://bb.intern/projects/KEY/repos/repo/pull-requests/7/overview",
+        "https://bb.intern/scm/key/repo.git",
+        "repo",
+        "refs/pull-requests/7/from",
+    ),
+    ("https://bb.intern/users/jo/repos/repo/browse", "https://bb.intern/scm/~jo/repo.git", "repo", None),
+    ("git@github.com:org/repo.git", "git@github.com:org/repo.git", "repo", None),
+    ("git@GitHub.com:org/repo.git#dev", "git@github.com:org/repo.git", "repo", "dev"),
+    ("jo@host.intern:~/git/repo", "jo@host.intern:~/git/repo", "repo", None),
+    ("jo@host.intern:repo/", "jo@host.intern:repo", "repo", None),
+    ("ssh://jo@host.intern/~/git/repo", "ssh://jo@host.intern/~/git/repo", "repo", None),
     ("deploy@host.intern:/srv/git/repo", "ssh://deploy@host.intern/srv/git/repo", "repo", None),
     ("ssh://git@github.com/org/repo.git", "ssh://git@github.com/org/repo.git", "repo", None),
     ("ssh://github.com/org/repo.git", "ssh://git@github.com/org/repo.git", "repo", None),
@@ -111,11 +142,24 @@ HOSTILE = [
     "https:///org/repo",
     "https://github.com",
     "https://github.com/",
-    "https://github.com/org/repo/pull/7",
-    "https://github.com/org/repo/issues/7",
-    "https://github.com/org/repo/blob/main/README.md",
-    "https://gitlab.com/org/repo/-/merge_requests/5",
+    "https://github.com/org/repo/actions",
+    "https://github.com/org/repo/pull/0",
+    "https://github.com/org/repo/pull/12x",
+    "https://bitbucket.org/team/repo/pull-requests/3",
+    "https://gitlab.com/org/repo/-/pipelines/5",
+    "https://github.com/org/repo/tree/main/../../x",
+    "https://github.com/org/repo/tree/main/.git/hooks",
+    "https://github.com/org/repo/blob/-x/README.md",
     "git@github.com:",
+    "git@github.com:../repo",
+    "git@github.com:a/./repo",
+    "git@github.com:$(id)",
+    "git@github.com:org/repo?x",
+    # a query may hold a token, and the URL is kept
+    "https://github.com/org/repo?token=x",
+    "https://github.com/org/repo?tab=ghp_0123456789abcdefghijABCDEFGHIJ012345",
+    "https://github.com/org/repo?tab=glpat-0123456789abcdefghij",
+    "https://gitlab.com/org/repo?private_token=x&tab=readme",
     "https://github.com/" + "a" * 2100,
     "https://github.com/org/" + "a" * 101,
 ]
@@ -130,7 +174,9 @@ BAD_REFS = [
 def test_an_address_that_people_paste_is_understood(url: str, clone_url: str, name: str, ref: str | None) -> None:
     context = parse_context(url)
     assert (context.clone_url, context.name, context.ref) == (clone_url, name, ref)
-    assert context.scheme == Scheme(clone_url.partition(":")[0])
+    scheme, is_url, _ = clone_url.partition("://")
+    assert context.scheme == Scheme(scheme if is_url else "ssh")
+    assert context.ref_path is None
 
 
 @pytest.mark.parametrize(("url", "clone_url", "name", "ref"), UNDERSTOOD)
@@ -194,7 +240,8 @@ def test_any_address_is_refused_or_becomes_something_safe(prefix: str, rest: str
         code = refusal.code
     else:
         code = "bad_context_url"
-        assert context.clone_url.startswith(f"{context.scheme}://")
+        remote_shell = f"{context.clone_url.partition('@')[0]}@{context.host}:"
+        assert context.clone_url.startswith((f"{context.scheme}://", remote_shell))
         assert context.clone_url.isascii()
         assert not any(ord(sign) < 33 for sign in context.clone_url)
         assert "/../" not in context.clone_url + "/"
@@ -206,6 +253,10 @@ def test_any_address_is_refused_or_becomes_something_safe(prefix: str, rest: str
             assert context.ref
             assert not context.ref.startswith("-")
             assert not set(context.ref) & set(" ~^:?*[\\\x00\n\t\x7f")
+        if context.ref_path is not None:
+            assert context.ref is None
+            assert not {"..", "", ".git"} & set(context.ref_path.split("/"))
+            assert not context.ref_path.startswith("-")
         assert parse_context(context.clone_url).name == context.name
     assert code == "bad_context_url"
 
@@ -219,5 +270,67 @@ BRANCHES = st.from_regex(r"[a-z][a-z0-9-]{0,10}(/[a-z][a-z0-9-]{0,10}){0,3}", fu
 @given(SEGMENTS, SEGMENTS, BRANCHES)
 def test_a_branchs_page_and_the_fragment_ask_for_the_same(org: str, repo: str, branch: str) -> None:
     page = parse_context(f"https://github.com/{org}/{repo}/tree/{branch}")
-    assert page == parse_context(f"https://github.com/{org}/{repo}#{branch}")
-    assert page.ref == branch
+    fragment = parse_context(f"https://github.com/{org}/{repo}#{branch}")
+    assert (page.clone_url, page.ref or page.ref_path) == (fragment.clone_url, branch)
+    assert fragment.ref == branch
+
+
+@pytest.mark.parametrize(
+    ("url", "ref_path"),
+    [
+        ("https://github.com/org/repo/tree/feature/a/src", "feature/a/src"),
+        ("https://github.com/org/repo/tree/release%2F1.0/", "release/1.0"),
+        ("https://github.com/org/repo/blob/feature/a/src/x.py#L3", "feature/a/src"),
+        ("https://gitlab.intern/a/b/c/-/tree/main/src/lib?ref_type=heads", "main/src/lib"),
+        ("https://bitbucket.org/team/repo/src/main/lib/", "main/lib"),
+        ("https://gitea.intern/org/repo/src/branch/feature/x/lib", "feature/x/lib"),
+        ("https://github.com/org/repo/tree/main/my%20folder", "main/my folder"),
+    ],
+)
+def test_a_ref_with_a_folder_is_left_for_the_repository_to_tell_apart(url: str, ref_path: str) -> None:
+    context = parse_context(url)
+    assert (context.ref, context.ref_path) == (None, ref_path)
+
+
+HEADS = "aaa\trefs/heads/feature/a\nbbb\trefs/tags/feature\nccc\trefs/heads/main\n"
+
+
+@pytest.mark.parametrize(
+    ("ref_path", "expected"),
+    [
+        ("feature/a/src/lib", RefAndFolder("feature/a", "src/lib")),
+        ("feature/b/src", RefAndFolder("feature", "b/src")),
+        ("main/src", RefAndFolder("main", "src")),
+        ("main", RefAndFolder("main")),
+        ("0123abc/src", RefAndFolder("0123abc", "src")),
+        (f"{SHA}/src", RefAndFolder(SHA, "src")),
+        ("nowhere/src", None),
+        ("main/my folder~1", RefAndFolder("main", "my folder~1")),
+    ],
+)
+def test_the_longest_ref_that_is_there_counts(ref_path: str, expected: RefAndFolder | None) -> None:
+    assert split_ref_path(ref_path, HEADS) == expected
+
+
+@given(st.text(SIGNS, max_size=300), st.text(max_size=100))
+def test_whatever_a_page_asks_for_only_refs_are_looked_up(ref_path: str, printed: str) -> None:
+    for pattern in ref_patterns(ref_path):
+        assert pattern.startswith(("refs/heads/", "refs/tags/"))
+        assert not set(pattern) & set("*?[ ~^:\\")
+    split_ref_path(ref_path, printed)
+
+
+@pytest.mark.parametrize(
+    ("ref", "branch"),
+    [
+        ("refs/pull/12/head", "pull/12"),
+        ("refs/merge-requests/5/head", "merge-requests/5"),
+        ("refs/pull-requests/7/from", "pull-requests/7"),
+        ("refs/heads/pull/12", None),
+        ("refs/pull/0/head", None),
+        ("refs/pull/../head", None),
+        ("refs/pull/12/head\n", None),
+    ],
+)
+def test_pull_requests_are_known_by_their_refs(ref: str, branch: str | None) -> None:
+    assert pull_request_branch(ref) == branch

@@ -6,8 +6,10 @@ import re
 from collections.abc import Callable
 from typing import IO
 
-from fairwater.domain.workspaces.git import parse_progress
+from fairwater.domain.failure import Permanent
+from fairwater.domain.workspaces.git_progress import parse_progress
 from fairwater.domain.workspaces.run import Progress
+from fairwater.ports.process import Channel, Process
 
 _KEPT = 64 * 1024
 _LINE_MAX = 16 * 1024
@@ -50,3 +52,30 @@ class GitWords:
     def said(self) -> str:
         """The last 64 KiB."""
         return self._said.decode("utf-8", "replace")
+
+
+async def listen(process: Process, words: GitWords, printed_max: int) -> bytes:
+    """The command to its end: what it printed on standard output, of which `printed_max` bytes are let through.
+
+    With `printed_max` 0 all that it says is words. Interrupted, it is hung up.
+
+    Raises:
+        GitFailed: its status is not 0.
+        Permanent: `clone_failed`, where it prints more.
+    """
+    printed = bytearray()
+    try:
+        await process.write(b"")
+        async for channel, chunk in process.output():
+            if channel is Channel.STDERR or not printed_max:
+                words.feed(chunk)
+            else:
+                printed += chunk
+            if len(printed) > printed_max:
+                raise Permanent(f"git printed more than {printed_max} bytes", code="clone_failed")
+        status = await process.wait()
+    finally:
+        await process.close()
+    if status:
+        raise GitFailed(status, words.said)
+    return bytes(printed)

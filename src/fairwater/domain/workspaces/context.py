@@ -1,8 +1,8 @@
 """What a git URL asks for: where to clone from, what to check out, and under which name.
 
-Understands the addresses people paste: clone URLs (https, ssh, `git@host:path`, `file://`), and pages of GitHub,
-GitLab and Bitbucket (`/tree/BRANCH`, `/commit/SHA`, `/releases/tag/TAG`). A `#REF` at the end of a clone URL
-names a branch, tag or commit. Every part is treated as hostile: it will stand in a command line of git.
+Understands the addresses people paste: clone URLs (https, ssh, `git@host:path`, `file://`), and pages of git hosts
+(`git_pages`). A `#REF` at the end of a clone URL names a branch, tag or commit. Every part is treated as hostile: it
+will stand in a command line of git.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from fairwater.domain.failure import Permanent
+from fairwater.domain.workspaces.git_pages import Page, read_page
+from fairwater.domain.workspaces.git_refs import check_ref
 
 
 class Scheme(StrEnum):
@@ -26,8 +28,9 @@ class Scheme(StrEnum):
 class Context:
     """A repository and what to check out of it.
 
-    `ref` is a branch, tag or commit as written, None for the default branch; `name` is the folder the checkout
-    gets below `/workspace`.
+    `ref` is a branch, tag or commit as written, or the ref of a pull request, None for the default branch; `ref_path`,
+    in its place, is a ref followed by a folder, which only the repository can tell apart. `name` is the folder the
+    checkout gets below `/workspace`. Where `scheme` is ssh, `clone_url` may be of the form `user@host:path`.
     """
 
     clone_url: str
@@ -35,21 +38,22 @@ class Context:
     host: str
     name: str
     ref: str | None = None
+    ref_path: str | None = None
 
 
-_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,99}")
 _HOST = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*|\[[0-9A-Fa-f:.]+\]"
 )
 _SCP = re.compile(r"(?P<user>[A-Za-z0-9._-]+)@(?P<host>[^/:@\s]+):(?!//)(?P<path>[^\s]+)")
+_SCP_SEGMENT = re.compile(r"[A-Za-z0-9._~+@%,=-]+")
 _USER = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_VIEWS = frozenset({"tab", "plain", "ref_type", "diff", "w", "view", "expanded", "display"})
+"""Parts of a query that only say how a page is shown."""
+_VIEW = re.compile(r"[A-Za-z0-9]{0,12}(-[A-Za-z0-9]{1,8}){0,4}")
+"""What they hold: nothing that could be a token."""
+_ANCHOR = re.compile(r"(?:L|lines-)[0-9][0-9CL:-]*")
 _MAX_LENGTH = 2048
-
-
-def is_commit(ref: str) -> bool:
-    """Whether `ref` is the full name of a commit (SHA-1 or SHA-256)."""
-    return _COMMIT.fullmatch(ref) is not None
 
 
 def parse_context(url: str) -> Context:
@@ -68,6 +72,8 @@ def parse_context(url: str) -> Context:
     scp = _SCP.fullmatch(text)
     if scp and "://" not in text:
         path, _, ref = scp["path"].partition("#")
+        if not path.startswith("/"):
+            return _relative_to_home(scp["user"], scp["host"], path, unquote(ref))
         text = f"ssh://{scp['user']}@{scp['host']}/{path.lstrip('/')}" + (f"#{ref}" if ref else "")
     try:
         parts = urlsplit(text)
@@ -92,17 +98,20 @@ def parse_context(url: str) -> Context:
         raise _bad(f"{shown[:80]!r} is not a host name")
     if parts.username and not (_USER.fullmatch(parts.username) and not parts.username.startswith("-")):
         raise _bad("the user name in the URL may hold letters, digits, '.', '_' and '-'")
-    if parts.query:  # it may hold a token, and the URL is kept and shown
-        raise _bad(f"{text[:80]!r} has a query: leave out what follows the '?'")
-    path, ref = _page(host, unquote(parts.path))
-    ref = _ref(unquote(parts.fragment)) if parts.fragment else ref
-    segments = [segment for segment in path.split("/") if segment]
+    if parts.query and not _only_views(parts.query):  # it may hold a token, and the URL is kept and shown
+        raise _bad("the address has a query: leave out what follows the '?'")
+    page = read_page(host, unquote(parts.path)) if scheme is not Scheme.SSH else Page(unquote(parts.path))
+    ref, ref_path = page.ref, page.ref_path
+    fragment = unquote(parts.fragment)
+    if fragment and not (page.anchored or parts.query or (ref_path and _ANCHOR.fullmatch(fragment))):
+        ref, ref_path = check_ref(fragment), None
+    segments = [segment for segment in page.repository.split("/") if segment]
     if not segments or any(segment in {".", ".."} or segment.startswith("-") for segment in segments):
         raise _bad(f"{text[:80]!r} names no repository: it should read {scheme}://{shown}/organisation/repository")
     user = f"{parts.username}@" if parts.username else "git@" if scheme is Scheme.SSH else ""
     netloc = f"{user}{shown}" + (f":{port}" if port is not None else "")
     clone_url = f"{scheme}://{netloc}/{'/'.join(_quote(segment) for segment in segments)}"
-    return Context(clone_url, scheme, host, _folder(segments[-1]), ref)
+    return Context(clone_url, scheme, host, _folder(segments[-1]), ref, ref_path)
 
 
 def _local(path: str, host: str, fragment: str) -> Context:
@@ -112,43 +121,27 @@ def _local(path: str, host: str, fragment: str) -> Context:
     if not segments or any(segment in {".", ".."} for segment in segments):
         raise _bad("a file:// URL needs an absolute path without '..', such as file:///srv/git/repo")
     clone_url = "file:///" + "/".join(_quote(segment) for segment in segments)
-    return Context(clone_url, Scheme.FILE, "", _folder(segments[-1]), _ref(fragment) if fragment else None)
+    return Context(clone_url, Scheme.FILE, "", _folder(segments[-1]), check_ref(fragment) if fragment else None)
 
 
-def _page(host: str, path: str) -> tuple[str, str | None]:
-    """Splits the path of a page (`/org/repo/tree/branch`) into the repository's path and the ref."""
-    repository, on_gitlab, page = path.partition("/-/")  # GitLab, on any host
-    segments = path.strip("/").split("/")
-    if on_gitlab:
-        kind, *rest = page.strip("/").split("/")
-    elif len(segments) > 2 and (host in {"github.com", "bitbucket.org"} or segments[2] in {"tree", "commit"}):
-        repository, kind, rest = "/".join(segments[:2]), segments[2], segments[3:]
-    else:
-        return path, None
-    if rest and kind in {"tree", "commit", "commits", "tags"}:
-        return repository, _ref("/".join(rest))
-    if rest and kind == "src":  # Bitbucket: a branch, then a path in it
-        return repository, _ref(rest[0])
-    if kind == "releases" and len(rest) > 1 and rest[0] == "tag":
-        return repository, _ref("/".join(rest[1:]))
-    raise _bad(f"a page of kind '{kind}' is not supported; give the repository, a branch (/tree/…), tag or commit")
+def _relative_to_home(user: str, host: str, path: str, fragment: str) -> Context:
+    """`user@host:path`, as ssh understands it: from the user's home directory on that host. It is kept as it is, since
+    no URL says the same to every server."""
+    if not _HOST.fullmatch(host) or user.startswith("-") or not _USER.fullmatch(user):
+        raise _bad(f"{user[:40]!r} at {host[:80]!r} is no user of a host")
+    segments = [segment for segment in path.split("/") if segment]
+    if not segments or any(
+        segment in {".", ".."} or segment.startswith("-") or not _SCP_SEGMENT.fullmatch(segment) for segment in segments
+    ):
+        raise _bad(f"{path[:80]!r} names no repository: it should read {user}@{host}:organisation/repository")
+    clone_url = f"{user}@{host.lower()}:{'/'.join(segments)}"
+    ref = check_ref(fragment) if fragment else None
+    return Context(clone_url, Scheme.SSH, host.lower(), _folder(segments[-1]), ref)
 
 
-def _ref(text: str) -> str:
-    """`text` as a git ref, by the rules of git-check-ref-format that keep it from being an option or a range."""
-    bad = (
-        not text
-        or len(text) > 250
-        or text == "@"
-        or text.startswith(("-", "/", "."))
-        or text.endswith(("/", ".", ".lock"))
-        or any(part in text for part in ("..", "@{", "//", "\\", "/.", ".lock/"))
-        or not text.isprintable()
-        or any(sign in " ~^:?*[" for sign in text)
-    )
-    if bad:
-        raise _bad(f"{text[:80]!r} is not the name of a branch, tag or commit")
-    return text
+def _only_views(query: str) -> bool:
+    pairs = parse_qsl(query, keep_blank_values=True)
+    return bool(pairs) and all(name in _VIEWS and _VIEW.fullmatch(value) for name, value in pairs)
 
 
 def _folder(segment: str) -> str:
