@@ -6,21 +6,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from tests.loops.memory_records import MemoryRecords
+from tests.servers.databases import postgres as postgres
+from tests.servers.databases import postgres_url as postgres_url
+from tests.servers.databases import sqlite_url as sqlite_url
 
 from fairwater.domain.ids import RunNumber, WorkspaceId
 from fairwater.domain.workspaces.classes import STANDARD
 from fairwater.domain.workspaces.deadlines import Deadline, DeadlineKind, DeadlinePolicy
 from fairwater.domain.workspaces.run import Progress
+from fairwater.domain.workspaces.setup import Setup
 from fairwater.domain.workspaces.workspace import Event, Phase, TransitionRejected, Workspace
 from fairwater.ports.accounts import Role
 from fairwater.ports.catalogue import Order
 from fairwater.ports.records import WorkspaceRecord, WorkspaceRecords
 from fairwater.store.database import SqlDatabase
-from fairwater.store.migration import upgrade
 from fairwater.store.records import SqlWorkspaceRecords
 
 NOW = datetime(2022, 4, 11, 8, 0, tzinfo=UTC)
@@ -56,7 +58,7 @@ class Archive:
 
 
 @asynccontextmanager
-async def in_memory(_folder: Path) -> AsyncIterator[Archive]:
+async def in_memory(_request: pytest.FixtureRequest) -> AsyncIterator[Archive]:
     records = MemoryRecords(StillClock(), POLICY)
 
     async def add(workspace: WorkspaceId) -> None:
@@ -65,10 +67,16 @@ async def in_memory(_folder: Path) -> AsyncIterator[Archive]:
     yield Archive(records, add)
 
 
+def in_sqlite(request: pytest.FixtureRequest) -> AbstractAsyncContextManager[Archive]:
+    return in_database(request.getfixturevalue("sqlite_url"))
+
+
+def in_postgres(request: pytest.FixtureRequest) -> AbstractAsyncContextManager[Archive]:
+    return in_database(request.getfixturevalue("postgres_url"))
+
+
 @asynccontextmanager
-async def in_sqlite(folder: Path) -> AsyncIterator[Archive]:
-    url = f"sqlite:///{folder}/fairwater.db"
-    await upgrade(url)
+async def in_database(url: str) -> AsyncIterator[Archive]:
     database = SqlDatabase.open(url, POLICY, lambda change: None)
     async with database.write() as transaction:
         owner = await transaction.accounts.add("ada", Role.MEMBER, "default", NOW)
@@ -84,9 +92,9 @@ async def in_sqlite(folder: Path) -> AsyncIterator[Archive]:
     await database.close()
 
 
-@pytest.fixture(params=[in_memory, in_sqlite], ids=["memory", "sqlite"])
-async def archive(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Archive]:
-    opened: AbstractAsyncContextManager[Archive] = request.param(tmp_path)
+@pytest.fixture(params=[in_memory, in_sqlite, in_postgres], ids=["memory", "sqlite", "postgresql"])
+async def archive(request: pytest.FixtureRequest) -> AsyncIterator[Archive]:
+    opened: AbstractAsyncContextManager[Archive] = request.param(request)
     async with opened as archive:
         await archive.add(ID)
         yield archive
@@ -111,11 +119,16 @@ async def test_what_was_recorded_is_loaded(archive: Archive) -> None:
 
 async def test_the_request_is_for_the_current_run(archive: Archive) -> None:
     await archive.happen(Event.START)
-    assert (await archive.load()).request.run == 1
+    first = await archive.records.request(ID, RunNumber(1))
+    assert first is not None
+    assert first.run == 1
     await archive.happen(Event.STOP, Event.RELEASED, Event.START)
-    record = await archive.load()
-    assert record.request.run == record.workspace.run == 2
-    assert (record.request.spec.image, record.request.spec.limits) == ("host", STANDARD)
+    request = await archive.records.request(ID, RunNumber(2))
+    assert request is not None
+    assert request.run == 2
+    assert (request.spec.image, request.spec.limits) == ("host", STANDARD)
+    assert await archive.records.request(ID, RunNumber(1)) is None, "it is no longer the current run"
+    assert await archive.records.request(NOBODY, RunNumber(0)) is None
 
 
 @pytest.mark.parametrize(
@@ -213,6 +226,14 @@ async def test_one_that_is_not_deleted_cannot_be_cleared(archive: Archive) -> No
     await archive.happen(Event.START)
     before = await archive.load()
     await archive.records.cleared(ID)
+    assert await archive.load() == before
+
+
+async def test_a_setup_is_taken_for_any_workspace_and_changes_nothing_else(archive: Archive) -> None:
+    await archive.happen(Event.START)
+    before = await archive.load()
+    for workspace in (ID, NOBODY):
+        await archive.records.note_setup(workspace, Setup("host", "the default"))
     assert await archive.load() == before
 
 

@@ -7,10 +7,12 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from fairwater.domain.failure import Permanent, Temporary
 from fairwater.domain.ids import RunNumber, WorkspaceId
 from fairwater.domain.workspaces.classes import STANDARD
 from fairwater.domain.workspaces.deadlines import Deadline, DeadlinePolicy, deadline_on_entering
 from fairwater.domain.workspaces.run import Progress, RunSpec
+from fairwater.domain.workspaces.setup import Setup
 from fairwater.domain.workspaces.workspace import AT_REST, Change, Event, Phase, Workspace, transition
 from fairwater.ports.agent import StartRequest
 from fairwater.ports.clock import Clock
@@ -29,15 +31,17 @@ class Row:
 
 
 class MemoryRecords:
-    """`away` makes every call fail as a database that does not answer does."""
+    """`away` makes every call fail as a database that does not answer does; `refusal`, every request for a start."""
 
     def __init__(self, clock: Clock, policy: DeadlinePolicy | None = None) -> None:
         self._clock = clock
         self._policy = policy or DeadlinePolicy()
         self._loads: Counter[tuple[WorkspaceId, datetime]] = Counter()
         self.rows: dict[WorkspaceId, Row] = {}
+        self.setups: dict[WorkspaceId, Setup] = {}
         self.progress: list[tuple[WorkspaceId, Progress | None]] = []
         self.away = False
+        self.refusal: Permanent | None = None
         self.written = asyncio.Event()
         self.spinning = False
         """Whether some object was ever looked at without end in one instant."""
@@ -65,8 +69,16 @@ class MemoryRecords:
         row = self.rows.get(workspace)
         if row is None or row.cleared:
             return None
-        request = StartRequest(row.workspace.run, RunSpec("host", STANDARD))
-        return WorkspaceRecord(row.workspace, row.deadline, request)
+        return WorkspaceRecord(row.workspace, row.deadline)
+
+    async def request(self, workspace: WorkspaceId, run: RunNumber) -> StartRequest | None:
+        self._answer()
+        row = self.rows.get(workspace)
+        if self.refusal is not None:
+            raise self.refusal
+        if row is None or row.cleared or row.workspace.run != run:
+            return None
+        return StartRequest(run, RunSpec("host", STANDARD))
 
     async def record(
         self, workspace: WorkspaceId, run: RunNumber, event: Event, reason: str, now: datetime
@@ -89,6 +101,10 @@ class MemoryRecords:
         self._answer()
         self.progress.append((workspace, progress))
 
+    async def note_setup(self, workspace: WorkspaceId, setup: Setup) -> None:
+        self._answer()
+        self.setups[workspace] = setup
+
     async def cleared(self, workspace: WorkspaceId) -> None:
         self._answer()
         row = self.rows[workspace]
@@ -98,4 +114,4 @@ class MemoryRecords:
 
     def _answer(self) -> None:
         if self.away:
-            raise ConnectionError("the database does not answer")
+            raise Temporary("the database is away: try again in a moment", code="database_away", delay_s=1.0)

@@ -18,7 +18,7 @@ from fairwater.domain.reading import Known, Missing, Stale
 from fairwater.domain.workspaces.control import AskFacts, plan_workspace
 from fairwater.domain.workspaces.run import RunFacts, RunState
 from fairwater.domain.workspaces.workspace import Phase, Workspace
-from fairwater.loops.workspaces import NodeWatch
+from fairwater.loops.node_watch import NodeWatch
 
 from .scripted_agent import ScriptedAgent
 from .virtual_clock import BEGAN, VirtualClock

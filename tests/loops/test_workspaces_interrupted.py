@@ -11,6 +11,7 @@ import pytest
 
 from fairwater.domain.ids import RunNumber, WorkspaceId
 from fairwater.domain.workspaces.run import Progress, RunFacts, RunState
+from fairwater.domain.workspaces.setup import Setup
 from fairwater.domain.workspaces.workspace import Event, Phase, Workspace
 from fairwater.ports.agent import Hello, RunAgent, StartRequest
 from fairwater.ports.records import WorkspaceRecord, WorkspaceRecords
@@ -78,6 +79,9 @@ class MortalRecords:
     async def load(self, workspace: WorkspaceId) -> WorkspaceRecord | None:
         return await self.records.load(workspace)
 
+    async def request(self, workspace: WorkspaceId, run: RunNumber) -> StartRequest | None:
+        return await self.records.request(workspace, run)
+
     async def record(
         self, workspace: WorkspaceId, run: RunNumber, event: Event, reason: str, now: datetime
     ) -> Workspace | None:
@@ -87,6 +91,9 @@ class MortalRecords:
 
     async def note_progress(self, workspace: WorkspaceId, progress: Progress | None) -> None:
         await self.records.note_progress(workspace, progress)
+
+    async def note_setup(self, workspace: WorkspaceId, setup: Setup) -> None:
+        await self.records.note_setup(workspace, setup)
 
     async def cleared(self, workspace: WorkspaceId) -> None:
         await self.records.cleared(workspace)

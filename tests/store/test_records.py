@@ -125,9 +125,9 @@ async def test_what_may_be_secret_goes_with_a_cleared_workspace(store: Store) ->
 async def test_a_request_holds_all_that_a_node_needs(store: Store) -> None:
     owner = await store.account()
     entry = await store.workspace(owner, url="https://github.com/team/tool/tree/main")
-    record = await store.records.load(entry.workspace.id)
-    assert record is not None
-    spec, key = record.request.spec, entry.workspace.id
+    request = await store.records.request(entry.workspace.id, entry.workspace.run)
+    assert request is not None
+    spec, key = request.spec, entry.workspace.id
     assert spec.source == Source("https://github.com/team/tool", "tool", "main")
     assert (spec.image, spec.limits, spec.command) == ("host", STANDARD, ("sleep", "1"))
     assert dict(spec.environment) == {
@@ -140,14 +140,14 @@ async def test_a_request_holds_all_that_a_node_needs(store: Store) -> None:
         "GITPOD_WORKSPACE_URL": f"http://{key}.ws",
         "GITPOD_REPO_ROOT": "/workspace/tool",
     }
-    assert not record.request.local_allowed
+    assert not request.local_allowed
 
 
 async def test_a_class_that_is_no_longer_configured_is_named(store: Store) -> None:
     entry = await started(store)
     without = SqlWorkspaceRecords(store.database, {}, str, StillClock(), lambda workspace, progress: None)
     with pytest.raises(Permanent, match="standard") as refused:
-        await without.load(entry.workspace.id)
+        await without.request(entry.workspace.id, entry.workspace.run)
     assert refused.value.code == "no_such_class"
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 from fairwater.domain.ids import UserId
 from fairwater.ports.accounts import Accounts, LoginCodes, Organisations, StartAllowances, Tokens
 from fairwater.ports.catalogue import Catalogue, History
+from fairwater.ports.vault import Secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +61,21 @@ class Transaction(Protocol):
     def codes(self) -> LoginCodes: ...
     @property
     def keys(self) -> IdempotencyKeys: ...
+    @property
+    def secrets(self) -> Secrets: ...
 
 
 class Database(Protocol):
     """Nothing else may be awaited inside a transaction: others wait for it."""
 
     def read(self) -> AbstractAsyncContextManager[Transaction]:
-        """One consistent view; it must not be written through."""
+        """One consistent view; it must not be written through. Raises Temporary: `database_busy`, `database_away`."""
         ...
 
     def write(self) -> AbstractAsyncContextManager[Transaction]:
-        """Raises Temporary: `database_busy`."""
+        """Raises Temporary: `database_busy`, `database_away`."""
+        ...
+
+    async def ping(self) -> None:
+        """That the database answers. Raises Temporary: `database_busy`, `database_away`."""
         ...

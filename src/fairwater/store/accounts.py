@@ -7,8 +7,8 @@ from datetime import datetime
 from secrets import token_hex
 from typing import Any
 
-from sqlalchemy import bindparam, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import bindparam, func, select, update
+from sqlalchemy.dialects.postgresql import insert
 
 from fairwater.domain.failure import Permanent
 from fairwater.domain.ids import OrganisationId, UserId
@@ -20,19 +20,16 @@ from fairwater.store.schema import USERS, WORKSPACES, MembershipRow, Organisatio
 
 _ID_BYTES = 8
 _ACTIVE = tuple(sorted(phase.value for phase in ACTIVE))
-_ALLOWANCE = (
-    select(
-        USERS.c.blocked,
-        USERS.c.start_arrival,
-        select(func.count())
-        .select_from(WORKSPACES)
-        .where(WORKSPACES.c.owner_id == USERS.c.id, WORKSPACES.c.phase.in_(_ACTIVE))
-        .scalar_subquery()
-        .label("active"),
-    )
-    .where(USERS.c.id == bindparam("key"))
-    .with_for_update(of=USERS)
-)
+_HOLD = select(USERS.c.id).where(USERS.c.id == bindparam("key")).with_for_update(key_share=True)
+_ALLOWANCE = select(
+    USERS.c.blocked,
+    USERS.c.start_arrival,
+    select(func.count())
+    .select_from(WORKSPACES)
+    .where(WORKSPACES.c.owner_id == USERS.c.id, WORKSPACES.c.phase.in_(_ACTIVE))
+    .scalar_subquery()
+    .label("active"),
+).where(USERS.c.id == bindparam("key"))
 _SPEND = update(USERS).where(USERS.c.id == bindparam("key"))
 
 
@@ -57,12 +54,14 @@ class SqlAccounts:
     async def add(self, name: str, role: Role, organisation: str, now: datetime) -> Account:
         joined = await self._organisation(organisation, now)
         user = UserId("u" + token_hex(_ID_BYTES))
-        try:
-            await self._connection.execute(
-                insert(UserRow).values(id=user, name=name, role=role.value, blocked=False, created_at=now)
-            )
-        except IntegrityError:
-            raise Permanent(f"there is an account named '{name}' already", code="name_taken") from None
+        added = await self._connection.execute(
+            insert(UserRow)
+            .values(id=user, name=name, role=role.value, blocked=False, created_at=now)
+            .on_conflict_do_nothing()
+            .returning(UserRow.id)
+        )
+        if added.first() is None:
+            raise Permanent(f"there is an account named '{name}' already", code="name_taken")
         await self._connection.execute(
             insert(MembershipRow).values(user_id=user, organisation_id=joined.id, joined_at=now)
         )
@@ -75,7 +74,13 @@ class SqlAccounts:
             await self._connection.execute(update(UserRow).where(UserRow.id == user).values(given))
         return await self.find(user)
 
+    async def set_dotfiles(self, user: UserId, url: str | None) -> Account | None:
+        await self._connection.execute(update(UserRow).where(UserRow.id == user).values(dotfiles_url=url))
+        return await self.find(user)
+
     async def allowance(self, user: UserId) -> Allowance | None:
+        # Counted only once it is held: a query that waits for a lock counts what was there before.
+        await self._connection.execute(_HOLD, {"key": user})
         row = (await self._connection.execute(_ALLOWANCE, {"key": user})).first()
         return None if row is None else Allowance(row.blocked, row.start_arrival, row.active)
 
@@ -98,23 +103,37 @@ class SqlAccounts:
         for row in memberships:
             found[row.user_id].append(organisation_of(row))
         return tuple(
-            Account(UserId(row.id), row.name, Role(row.role), row.blocked, row.created_at, tuple(found[row.id]))
+            Account(
+                UserId(row.id),
+                row.name,
+                Role(row.role),
+                row.blocked,
+                row.created_at,
+                tuple(found[row.id]),
+                row.dotfiles_url,
+            )
             for row in rows
         )
 
     async def _organisation(self, name: str, now: datetime) -> Organisation:
+        made = OrganisationId("o" + token_hex(_ID_BYTES))
+        await self._connection.execute(
+            insert(OrganisationRow).values(id=made, name=name, created_at=now).on_conflict_do_nothing()
+        )
         query = select(OrganisationRow.__table__).where(OrganisationRow.name == name)
-        row = (await self._connection.execute(query)).first()
-        if row is not None:
-            return organisation_of(row)
-        made = Organisation(OrganisationId("o" + token_hex(_ID_BYTES)), name, now)
-        await self._connection.execute(insert(OrganisationRow).values(id=made.id, name=name, created_at=now))
-        return made
+        return organisation_of((await self._connection.execute(query)).one())
 
 
 class SqlOrganisations:
     def __init__(self, connection: Statements) -> None:
         self._connection = connection
+
+    async def find(self, reference: str) -> Organisation | None:
+        for column in (OrganisationRow.id, OrganisationRow.name):
+            row = (await self._connection.execute(select(OrganisationRow.__table__).where(column == reference))).first()
+            if row is not None:
+                return organisation_of(row)
+        return None
 
     async def page(self, limit: int, cursor: str | None, member: UserId | None) -> Page[Organisation]:
         query = select(OrganisationRow.__table__).order_by(OrganisationRow.name).limit(limit + 1)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, bindparam, func, insert, or_, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import and_, bindparam, func, or_, select
+from sqlalchemy.dialects.postgresql import insert
 
 from fairwater.domain.failure import Permanent
 from fairwater.domain.ids import OrganisationId, RunNumber, UserId, WorkspaceId, parse_workspace_id
 from fairwater.domain.workspaces.deadlines import DeadlinePolicy
-from fairwater.domain.workspaces.run import Progress
 from fairwater.domain.workspaces.workspace import Event, Phase
 from fairwater.ports.accounts import Page
 from fairwater.ports.catalogue import Committed, Entry, HistoryLine, Order
 from fairwater.store.cursors import read_cursor, read_moment, write_cursor
 from fairwater.store.engine import Statements
-from fairwater.store.life import WITH_DEADLINE, Held, advance, held
+from fairwater.store.life import HOLD, WITH_DEADLINE, Held, advance, held
 from fairwater.store.schema import USERS, WORKSPACES, HistoryRow, OrganisationRow, WorkspaceRow
+from fairwater.store.seen import Seen
 
 _CANDIDATES = 16
 _SEEN = (
@@ -28,11 +28,11 @@ _SEEN = (
     .join(USERS, USERS.c.id == WORKSPACES.c.owner_id)
     .join(OrganisationRow, OrganisationRow.id == WORKSPACES.c.organisation_id)
 )
-_SEEN_AND_HELD = _SEEN.with_for_update(of=WORKSPACES)
 _OF_KEY = WORKSPACES.c.id == bindparam("key")
 _OF_OWNER = WORKSPACES.c.owner_id == bindparam("owner")
-_BY_ID = {False: _SEEN.where(_OF_KEY), True: _SEEN_AND_HELD.where(_OF_KEY)}
-_OWN_BY_ID = {held: query.where(_OF_OWNER) for held, query in _BY_ID.items()}
+_BY_ID = _SEEN.where(_OF_KEY)
+_OWN_BY_ID = _BY_ID.where(_OF_OWNER)
+_ADD = insert(WORKSPACES).on_conflict_do_nothing().returning(WORKSPACES.c.id)
 _LIVE = WorkspaceRow.phase != Phase.DELETED.value
 
 
@@ -41,14 +41,14 @@ class SqlCatalogue:
         self,
         connection: Statements,
         deadlines: DeadlinePolicy,
-        progress: Mapping[WorkspaceId, Progress],
+        seen: Seen,
         committed: Callable[[Committed], None],
         *,
         writing: bool,
     ) -> None:
         self._connection = connection
         self._deadlines = deadlines
-        self._progress = progress
+        self._seen = seen
         self._committed = committed
         self._writing = writing
 
@@ -95,6 +95,7 @@ class SqlCatalogue:
             "context_url": order.context_url,
             "workspace_class": order.workspace_class,
             "image": order.image,
+            "image_asked": order.image_asked,
             "command": list(order.command) if order.command is not None else None,
             "environment": [list(pair) for pair in order.environment],
             "local_allowed": order.local_allowed,
@@ -106,14 +107,15 @@ class SqlCatalogue:
             "doomed": False,
             "created_at": now,
         }
-        try:
-            await self._connection.execute(insert(WorkspaceRow).values(values))
-        except IntegrityError:
+        added = await self._connection.execute(_ADD, values)
+        if added.first() is None:
             raise Permanent(
                 f"you have a workspace named '{order.name}' already: choose another name, or start that one",
                 code="name_taken",
-            ) from None
-        return self._entry(await self._find_row(workspace, owner, owner))
+            )
+        # Nobody else sees it yet: there is nothing to hold.
+        row = (await self._connection.execute(_BY_ID, {"key": workspace})).one()
+        return self._entry(row)
 
     async def apply(self, entry: Entry, event: Event, reason: str, now: datetime, *, force: bool = False) -> Entry:
         before = Held(entry.workspace, entry.deadline, entry.owner, entry.workspace_class)
@@ -124,11 +126,24 @@ class SqlCatalogue:
 
     async def _find_row(self, reference: str, owner: UserId | None, asking: UserId) -> Any:
         if _is_id(reference):
-            query = (_BY_ID if owner is None else _OWN_BY_ID)[self._writing]
-            row = (await self._connection.execute(query, {"key": reference, "owner": owner})).first()
+            row = await self._row(reference, owner)
             if row is not None:
                 return row
-        query = _SEEN_AND_HELD if self._writing else _SEEN
+        found = await self._named_row(reference, owner, asking)
+        row = await self._row(found.id, owner) if self._writing else found
+        if row is None:
+            raise no_such_workspace(reference)
+        return row
+
+    async def _row(self, workspace: str, owner: UserId | None) -> Any:
+        """Held, where the transaction writes: read after the lock, for what was read before may have changed since."""
+        if self._writing:
+            await self._connection.execute(HOLD, {"key": workspace})
+        query = _BY_ID if owner is None else _OWN_BY_ID
+        return (await self._connection.execute(query, {"key": workspace, "owner": owner})).first()
+
+    async def _named_row(self, reference: str, owner: UserId | None, asking: UserId) -> Any:
+        query = _SEEN
         if owner is not None:
             query = query.where(WorkspaceRow.owner_id == owner)
         named = or_(WorkspaceRow.name == reference, WorkspaceRow.id.startswith(reference, autoescape=True))
@@ -158,7 +173,9 @@ class SqlCatalogue:
             command=tuple(row.command) if row.command is not None else None,
             created_at=row.created_at,
             deadline=found.deadline,
-            progress=self._progress.get(found.workspace.id),
+            progress=self._seen.progress.get(found.workspace.id),
+            image_asked=row.image_asked,
+            setup=self._seen.setups.get(found.workspace.id),
         )
 
 

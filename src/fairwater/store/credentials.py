@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 from secrets import token_hex
 from typing import Any
 
-from sqlalchemy import delete, insert, or_, select, update
+from sqlalchemy import delete, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
 
 from fairwater.domain.ids import UserId
 from fairwater.ports.accounts import Account, Page, Token
@@ -80,15 +81,19 @@ class SqlIdempotencyKeys:
 
     async def claim(self, user: UserId, key: str, fingerprint: str, now: datetime) -> Claim | None:
         await self._connection.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at <= now - KEY_LIFETIME))
-        query = select(IdempotencyRow.__table__).where(IdempotencyRow.user_id == user, IdempotencyRow.key == key)
-        row = (await self._connection.execute(query)).first()
-        if row is not None:
-            answer = Answer(row.status, row.body, row.location) if row.status is not None else None
-            return Claim(row.fingerprint, answer)
-        await self._connection.execute(
-            insert(IdempotencyRow).values(user_id=user, key=key, fingerprint=fingerprint, created_at=now)
+        # Of two who claim at once, the second waits here until the first has answered.
+        claimed = await self._connection.execute(
+            insert(IdempotencyRow)
+            .values(user_id=user, key=key, fingerprint=fingerprint, created_at=now)
+            .on_conflict_do_nothing()
+            .returning(IdempotencyRow.key)
         )
-        return None
+        if claimed.first() is not None:
+            return None
+        query = select(IdempotencyRow.__table__).where(IdempotencyRow.user_id == user, IdempotencyRow.key == key)
+        row = (await self._connection.execute(query)).one()
+        answer = Answer(row.status, row.body, row.location) if row.status is not None else None
+        return Claim(row.fingerprint, answer)
 
     async def keep(self, user: UserId, key: str, answer: Answer) -> None:
         await self._connection.execute(

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from secrets import token_hex
 
-import structlog
-from sqlalchemy import Connection, Engine, RootTransaction
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Engine, text
 
-from fairwater.domain.failure import Temporary
 from fairwater.domain.ids import WorkspaceId
 from fairwater.domain.workspaces.deadlines import DeadlinePolicy
 from fairwater.domain.workspaces.run import Progress
@@ -19,31 +16,27 @@ from fairwater.ports.catalogue import Committed
 from fairwater.store.accounts import SqlAccounts, SqlOrganisations
 from fairwater.store.catalogue import SqlCatalogue, SqlHistory
 from fairwater.store.credentials import SqlIdempotencyKeys, SqlLoginCodes, SqlTokens
-from fairwater.store.engine import READ_ONLY, InPlace, Statements, checkpoint, open_engine
-
-_BUSY_S = 5.0
-_ASK_AGAIN_S = 0.005
-_CHECKPOINT_EVERY = 256
-"""Commits; about 4 MiB of log."""
-_log = structlog.get_logger("fairwater.store")
+from fairwater.store.engine import Connections, Statements, open_engine
+from fairwater.store.listening import Listener
+from fairwater.store.postgres import PostgresConnections
+from fairwater.store.secrets import SqlSecrets
+from fairwater.store.seen import Seen
+from fairwater.store.sqlite_engine import SqliteConnections
+from fairwater.store.vault import Vault
 
 
 class SqlTransaction:
     """One transaction, and what is to be told once it is in the database."""
 
     def __init__(
-        self,
-        connection: Statements,
-        deadlines: DeadlinePolicy,
-        progress: dict[WorkspaceId, Progress],
-        *,
-        writing: bool,
+        self, connection: Statements, deadlines: DeadlinePolicy, seen: Seen, vault: Vault | None, *, writing: bool
     ) -> None:
         self.connection = connection
         self.changes: list[Committed] = []
-        self.workspaces = SqlCatalogue(connection, deadlines, progress, self.changes.append, writing=writing)
+        self.workspaces = SqlCatalogue(connection, deadlines, seen, self.changes.append, writing=writing)
         self.accounts = SqlAccounts(connection)
         self.allowances = self.accounts
+        self._vault = vault
 
     @property
     def history(self) -> SqlHistory:
@@ -65,74 +58,94 @@ class SqlTransaction:
     def keys(self) -> SqlIdempotencyKeys:
         return SqlIdempotencyKeys(self.connection)
 
+    @property
+    def secrets(self) -> SqlSecrets:
+        assert self._vault is not None, "the database was opened without a vault"
+        return SqlSecrets(self.connection, self._vault)
+
 
 class SqlDatabase:
-    """Opened on a database that `migration.upgrade` has brought up to date. `told` hears of every committed change."""
+    """Opened on a database that `migration.upgrade` has brought up to date. `told` hears of every committed change.
 
-    def __init__(self, engine: Engine, deadlines: DeadlinePolicy, told: Callable[[Committed], None]) -> None:
+    `seen` is what nodes have said last, of which nothing is kept in the database.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        deadlines: DeadlinePolicy,
+        told: Callable[[Committed], None],
+        vault: Vault | None = None,
+        server: str | None = None,
+    ) -> None:
         self.deadlines = deadlines
-        self.progress: dict[WorkspaceId, Progress] = {}
+        self.seen = Seen()
+        self.server = server or token_hex(8)
+        self.engine = engine
         self._told = told
-        self._engine = engine
-        self._reading_engine = engine.execution_options(**{READ_ONLY: True})
-        self._turn = asyncio.Lock()
-        self._unmoved = 0
-        self._checkpoint: asyncio.Task[None] | None = None
+        self.vault = vault
+        self.connections: Connections
+        self._listener: Listener | None = None
+        if engine.dialect.name == "sqlite":
+            self.connections = SqliteConnections(engine)
+        else:
+            connections = PostgresConnections(engine, self.server)
+            self.connections = connections
+            self._listener = Listener(engine, connections, self.server, self._tell)
 
     @classmethod
-    def open(cls, url: str, deadlines: DeadlinePolicy, told: Callable[[Committed], None]) -> SqlDatabase:
-        """Raises Permanent: those of `open_engine`."""
-        return cls(open_engine(url), deadlines, told)
+    def open(
+        cls,
+        url: str,
+        deadlines: DeadlinePolicy,
+        told: Callable[[Committed], None],
+        vault: Vault | None = None,
+        server: str | None = None,
+    ) -> SqlDatabase:
+        """`server` names this server among several on one database, in up to 64 characters.
+
+        Raises:
+            Permanent: those of `open_engine`.
+        """
+        return cls(open_engine(url), deadlines, told, vault, server)
+
+    @property
+    def progress(self) -> dict[WorkspaceId, Progress]:
+        return self.seen.progress
+
+    @property
+    def shared(self) -> bool:
+        """Whether several servers may use it at once."""
+        return self._listener is not None
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[SqlTransaction]:
-        with self._reading_engine.connect() as connection, connection.begin():
-            yield SqlTransaction(InPlace(connection), self.deadlines, self.progress, writing=False)
+        async with self.connections.read() as connection:
+            yield SqlTransaction(connection, self.deadlines, self.seen, self.vault, writing=False)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[SqlTransaction]:
-        async with self._turn:
-            with self._engine.connect() as connection, await _begin(connection):
-                transaction = SqlTransaction(InPlace(connection), self.deadlines, self.progress, writing=True)
-                yield transaction
+        async with self.connections.write() as connection:
+            transaction = SqlTransaction(connection, self.deadlines, self.seen, self.vault, writing=True)
+            yield transaction
         for change in transaction.changes:
-            if change.after.phase is not change.before:
-                self.progress.pop(change.after.id, None)
-            self._told(change)
-        self._count_commit()
+            self._tell(change)
+
+    async def ping(self) -> None:
+        """Raises Temporary: `database_away`, `database_busy`."""
+        async with self.connections.read() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def follow(self) -> None:
+        """Tells of what other servers commit, `elsewhere`, until cancelled."""
+        if self._listener is None:
+            await asyncio.Event().wait()
+        else:
+            await self._listener.run()
 
     async def close(self) -> None:
-        if self._checkpoint is not None:
-            await self._checkpoint
-        self._engine.dispose()
+        await self.connections.close()
 
-    def _count_commit(self) -> None:
-        self._unmoved += 1
-        if self._unmoved >= _CHECKPOINT_EVERY and (self._checkpoint is None or self._checkpoint.done()):
-            self._unmoved = 0
-            self._checkpoint = asyncio.create_task(self._move())
-
-    async def _move(self) -> None:
-        try:
-            await asyncio.to_thread(checkpoint, self._engine)
-        except sqlite3.Error as error:
-            # Nothing is lost: the log stays as it is, and is tried again after as many commits.
-            _log.warning("checkpoint_failed", reason=str(error))
-
-
-async def _begin(connection: Connection) -> RootTransaction:
-    """Begins to write once no other process does. Raises Temporary: `database_busy`, after a while."""
-    loop = asyncio.get_running_loop()
-    give_up = loop.time() + _BUSY_S
-    while True:
-        try:
-            return connection.begin()
-        except OperationalError as error:
-            if "locked" not in str(error.orig):
-                raise
-            if loop.time() >= give_up:
-                raise Temporary(
-                    f"another process has been writing to the database for {_BUSY_S:g} s: try again in a moment",
-                    code="database_busy",
-                ) from None
-        await asyncio.sleep(_ASK_AGAIN_S)
+    def _tell(self, change: Committed) -> None:
+        self.seen.changed(change)
+        self._told(change)

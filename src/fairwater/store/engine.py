@@ -1,121 +1,90 @@
-"""How a connection to the database is set up, and how the repositories speak to it. Decides nothing about tables.
-
-SQLite runs in WAL mode with `synchronous=NORMAL`: a commit is atomic always and survives the end of the process;
-after a loss of power the last commits may be missing, never a part of one (https://sqlite.org/pragma.html#pragma_synchronous).
-
-SQLite is called in the event loop's own thread: a start's six statements and its commit take 0.2 ms there, and each of
-the 24 hops to a driver's thread and back would take 0.1 ms. No commit waits for the disk; what does (a checkpoint)
-has a thread (`checkpoint`), and waiting for another process's write is done by asking again, never in SQLite.
-"""
+"""How repositories speak to the database, and which kinds of database there are. Decides nothing about tables."""
 
 from __future__ import annotations
 
-import os
-import sqlite3
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, CursorResult, Engine, Executable, create_engine, event
+from sqlalchemy import CursorResult, Engine, Executable, Insert
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from fairwater.domain.failure import Permanent
+from fairwater.store import postgres_engine, sqlite_engine
 
-READ_ONLY = "fairwater_read_only"
-"""The execution option of a transaction that writes nothing."""
-_PRAGMAS = (
-    "PRAGMA busy_timeout=2000",  # while the connection is set up
-    "PRAGMA journal_mode=WAL",
-    "PRAGMA synchronous=NORMAL",
-    "PRAGMA foreign_keys=ON",
-    "PRAGMA wal_autocheckpoint=0",
-    "PRAGMA cache_size=-16384",
-    "PRAGMA temp_store=MEMORY",
-)
+_KINDS = "sqlite:////PATH/TO/FILE or postgresql://USER@HOST/DATABASE"
 
 
 class Statements(Protocol):
-    """What repositories need of a connection: SQLAlchemy's `AsyncConnection`, or `InPlace`."""
+    """What repositories need of a connection, within one transaction."""
 
     async def execute(self, statement: Executable, parameters: Any = None, /) -> CursorResult[Any]: ...
 
+    async def append(self, statement: Insert, parameters: Mapping[str, Any], /) -> None:
+        """Inserts a line of the history, so that of two lines the first is never seen after the second."""
+        ...
 
-class InPlace:
-    """A connection that is used in the event loop's own thread. Its coroutines never suspend."""
+    async def take_all(self, tables: Sequence[str]) -> None:
+        """Keeps all others out of `tables` until the transaction ends, which may be a while.
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        Raises:
+            Temporary: `database_busy`, where others do not come to their end.
+        """
+        ...
 
-    async def execute(self, statement: Executable, parameters: Any = None, /) -> CursorResult[Any]:
-        return self._connection.execute(statement, parameters)
+    async def go_on_counting(self, table: str, column: str) -> None:
+        """What the database gives out next for `column` is more than is there, and than it ever gave out."""
+        ...
+
+
+class Connections(Protocol):
+    """Where transactions come from. A block that ends well is committed, any other is taken back."""
+
+    def read(self) -> AbstractAsyncContextManager[Statements]:
+        """One consistent view. Raises Temporary: `database_away`, `database_busy`."""
+        ...
+
+    def write(self) -> AbstractAsyncContextManager[Statements]:
+        """Raises Temporary: `database_away`, `database_busy`."""
+        ...
+
+    async def close(self) -> None: ...
 
 
 def database_url(text: str) -> URL:
-    """`text` with the driver that is used for it: `sqlite:///PATH`.
+    """`text` with the driver that is used for it.
 
     Raises:
-        Permanent: `bad_database_url`.
+        Permanent: `bad_database_url`. Never says more of `text` than its kind: there may be a password in it.
     """
     try:
         url = make_url(text)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise Permanent(
-            f"{text[:80]!r} is not a database URL such as sqlite:////PATH", code="bad_database_url"
-        ) from None
-    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
-        raise Permanent(
-            f"a database of kind '{url.get_backend_name()}' is not supported; write sqlite:////PATH/TO/FILE",
+            f"the database URL ({text.partition(':')[0][:20]!r}, …) is not well formed; write {_KINDS}",
             code="bad_database_url",
-        )
-    return url.set(drivername="sqlite+pysqlite")
+        ) from None
+    kind = url.get_backend_name()
+    if kind == "sqlite" and url.database and url.database != ":memory:":
+        return url.set(drivername="sqlite+pysqlite")
+    if kind in {"postgresql", "postgres"} and url.database:
+        return url.set(drivername="postgresql+psycopg")
+    raise Permanent(
+        f"a database of kind '{kind}' is not supported, or the URL names no database; write {_KINDS}",
+        code="bad_database_url",
+    )
 
 
-def open_engine(text: str, busy_timeout_ms: int = 0) -> Engine:
+def open_engine(text: str, *, waits: bool = False) -> Engine:
     """An engine for the database at `text`; a new SQLite file can be read by its owner alone.
 
-    With a `busy_timeout_ms`, SQLite itself waits for other writers: only for use in a thread.
+    With `waits`, it may take a while for others to end, and a change of tables may take long: only for use in a thread.
 
     Raises:
-        Permanent: `bad_database_url`; `no_data_folder`, where the file cannot be made.
+        Permanent: `bad_database_url`; `no_data_folder`, where SQLite's file cannot be made.
     """
     url = database_url(text)
-    path = Path(str(url.database))
-    try:
-        # WAL and shared memory take the mode of the main file.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    except OSError as error:
-        raise Permanent(
-            f"the database {path} cannot be opened: {error.strerror}; make its folder, writable for the server's user",
-            code="no_data_folder",
-        ) from None
-    # Waiting for a free connection would stop the event loop, and whoever could give one back with it.
-    engine = create_engine(url, pool_size=4, max_overflow=-1, pool_reset_on_return=None)
-    event.listen(engine, "connect", partial(_prepare, busy_timeout_ms))
-    event.listen(engine, "begin", _begin)
-    return engine
-
-
-def checkpoint(engine: Engine) -> None:
-    """Moves what was written from the log into the database, beside readers and writers; to be called in a thread."""
-    connection = sqlite3.connect(str(engine.url.database))
-    try:
-        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-    finally:
-        connection.close()
-
-
-def _prepare(busy_timeout_ms: int, connection: Any, _record: object) -> None:
-    # The driver must not begin transactions by itself: it would do so late, and never for a change of tables.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    for pragma in (*_PRAGMAS, f"PRAGMA busy_timeout={busy_timeout_ms}"):
-        cursor.execute(pragma)
-    cursor.close()
-
-
-def _begin(connection: Connection) -> None:
-    # IMMEDIATE takes the right to write at once: a transaction that first reads and then writes could else fail as
-    # busy, without waiting, because another wrote in between.
-    read_only = connection.get_execution_options().get(READ_ONLY)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    if url.get_backend_name() == "sqlite":
+        return sqlite_engine.open_engine(url, waits=waits)
+    return postgres_engine.open_engine(url, waits=waits)

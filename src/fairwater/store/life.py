@@ -31,6 +31,12 @@ WITH_DEADLINE = select(
 ).outerjoin(DEADLINES, DEADLINES.c.workspace_id == WORKSPACES.c.id)
 """All that decisions need of a workspace in one row: what `held` reads."""
 
+HOLD = select(WORKSPACES.c.id).where(WORKSPACES.c.id == bindparam("key")).with_for_update(key_share=True)
+"""Keeps others from changing the workspace until the transaction ends; to be read only then.
+
+Without `key_share`, adding a line of history (which refers to the row) would wait for it too, holding its turn.
+"""
+
 _WRITE = update(WORKSPACES).where(WORKSPACES.c.id == bindparam("key"))
 _APPEND = insert(HISTORY)
 _SET_DEADLINE = insert(DEADLINES)
@@ -102,6 +108,18 @@ async def advance(
     return replace(now_held, workspace=replace(after, history=()), deadline=deadline, asked_at=asked_at)
 
 
+async def put(
+    connection: Statements, before: Held, after: Workspace, event: Event, now: datetime, policy: DeadlinePolicy
+) -> None:
+    """Writes `after` as it is, whatever the table says: with the deadline of its phase, and a line of its history."""
+    deadline = before.deadline
+    if after.phase is not before.workspace.phase:
+        deadline = deadline_on_entering(after.phase, deadline, now, policy)
+    if deadline != before.deadline:
+        await _write_deadline(connection, after.id, before.deadline, deadline)
+    await _write_workspace(connection, before.owner, after, event, after.reason, before.asked_at, now)
+
+
 async def _write_workspace(
     connection: Statements,
     owner: UserId,
@@ -125,7 +143,7 @@ async def _write_workspace(
         },
     )
     last = after.history[-1] if after.history else Change(event, after.phase, reason, now)
-    await connection.execute(
+    await connection.append(
         _APPEND,
         {
             "workspace_id": after.id,

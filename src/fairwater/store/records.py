@@ -6,19 +6,26 @@ A loaded workspace carries no history: nothing the loop decides depends on it, a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import and_, bindparam, delete, or_, select, update
 
-from fairwater.domain.ids import RunNumber, WorkspaceId
+from fairwater.domain.failure import Temporary
+from fairwater.domain.ids import OrganisationId, RunNumber, UserId, WorkspaceId
 from fairwater.domain.workspaces.classes import WorkspaceClass
 from fairwater.domain.workspaces.run import Progress
+from fairwater.domain.workspaces.setup import Setup
 from fairwater.domain.workspaces.workspace import AT_REST, Event, Phase, Workspace
+from fairwater.ports.agent import StartRequest
 from fairwater.ports.clock import Clock
+from fairwater.ports.leases import Lease
 from fairwater.ports.records import WorkspaceRecord
 from fairwater.store.database import SqlDatabase
-from fairwater.store.life import WITH_DEADLINE, advance, held
-from fairwater.store.schema import WORKSPACES, DeadlineRow, WorkspaceRow
+from fairwater.store.engine import Statements
+from fairwater.store.leases import holds
+from fairwater.store.life import HOLD, WITH_DEADLINE, advance, held
+from fairwater.store.schema import USERS, WORKSPACES, DeadlineRow, WorkspaceRow
 from fairwater.store.start_request import start_request
 
 _AT_REST = tuple(sorted(phase.value for phase in (*AT_REST, Phase.DELETED)))
@@ -29,11 +36,15 @@ _UNFINISHED = select(WorkspaceRow.id).where(
     )
 )
 _LOAD = WITH_DEADLINE.where(WORKSPACES.c.id == bindparam("key"))
-_LOAD_AND_HOLD = _LOAD.with_for_update(of=WORKSPACES)
+_REQUEST = (
+    select(WORKSPACES, USERS.c.dotfiles_url)
+    .join(USERS, USERS.c.id == WORKSPACES.c.owner_id)
+    .where(WORKSPACES.c.id == bindparam("key"))
+)
 
 
 class SqlWorkspaceRecords:
-    """`progressed` is told of every step of a workspace's progress."""
+    """`progressed` is told of every step of a workspace's progress. With a `lease`, only its holder writes."""
 
     def __init__(
         self,
@@ -42,12 +53,14 @@ class SqlWorkspaceRecords:
         workspace_url: Callable[[WorkspaceId], str],
         clock: Clock,
         progressed: Callable[[WorkspaceId, Progress | None], None],
+        lease: Callable[[], Lease | None] | None = None,
     ) -> None:
         self._database = database
         self._classes = classes
         self._workspace_url = workspace_url
         self._clock = clock
         self._progressed = progressed
+        self._lease = lease
 
     async def unfinished(self) -> tuple[WorkspaceId, ...]:
         async with self._database.read() as transaction:
@@ -55,20 +68,34 @@ class SqlWorkspaceRecords:
             return tuple(WorkspaceId(row.id) for row in rows)
 
     async def load(self, workspace: WorkspaceId) -> WorkspaceRecord | None:
-        """None for a workspace that is unknown or cleared. Raises Permanent: `no_such_class`."""
         async with self._database.read() as transaction:
             row = (await transaction.connection.execute(_LOAD, {"key": workspace})).first()
         if row is None or row.cleared_at is not None:
             return None
         found = held(row)
-        request = start_request(row, self._classes, self._workspace_url(workspace))
-        return WorkspaceRecord(found.workspace, found.deadline, request)
+        return WorkspaceRecord(found.workspace, found.deadline)
+
+    async def request(self, workspace: WorkspaceId, run: RunNumber) -> StartRequest | None:
+        """Secrets are opened here, and nowhere but for a start."""
+        async with self._database.read() as transaction:
+            row = (await transaction.connection.execute(_REQUEST, {"key": workspace})).first()
+            if row is None or row.run != run or row.cleared_at is not None:
+                return None
+            request = start_request(row, self._classes, self._workspace_url(workspace))
+            if self._database.vault is None:
+                return request
+            secrets = await transaction.secrets.for_run(
+                UserId(row.owner_id), OrganisationId(row.organisation_id), row.context_url
+            )
+        return replace(request, secrets=secrets)
 
     async def record(
         self, workspace: WorkspaceId, run: RunNumber, event: Event, reason: str, now: datetime
     ) -> Workspace | None:
         async with self._database.write() as transaction:
-            row = (await transaction.connection.execute(_LOAD_AND_HOLD, {"key": workspace})).first()
+            await self._check_lease(transaction.connection)
+            await transaction.connection.execute(HOLD, {"key": workspace})
+            row = (await transaction.connection.execute(_LOAD, {"key": workspace})).first()
             if row is None or row.run != run:
                 return None
             after = await advance(
@@ -83,15 +110,16 @@ class SqlWorkspaceRecords:
         return after.workspace
 
     async def note_progress(self, workspace: WorkspaceId, progress: Progress | None) -> None:
-        if progress is None:
-            self._database.progress.pop(workspace, None)
-        else:
-            self._database.progress[workspace] = progress
+        self._database.seen.note_progress(workspace, progress)
         self._progressed(workspace, progress)
+
+    async def note_setup(self, workspace: WorkspaceId, setup: Setup) -> None:
+        self._database.seen.setups[workspace] = setup
 
     async def cleared(self, workspace: WorkspaceId) -> None:
         """What may be secret goes with the workspace; its history stays."""
         async with self._database.write() as transaction:
+            await self._check_lease(transaction.connection)
             cleared = await transaction.connection.execute(
                 update(WorkspaceRow)
                 .where(WorkspaceRow.id == workspace, WorkspaceRow.phase == Phase.DELETED.value)
@@ -100,3 +128,11 @@ class SqlWorkspaceRecords:
             if not cleared.rowcount:
                 return
             await transaction.connection.execute(delete(DeadlineRow).where(DeadlineRow.workspace_id == workspace))
+
+    async def _check_lease(self, connection: Statements) -> None:
+        """The lease that this server believes to hold is the newest, and stays so until the transaction ends."""
+        if self._lease is None:
+            return
+        lease = self._lease()
+        if lease is None or not await holds(connection, lease):
+            raise Temporary("another server looks after workspaces now", code="lease_lost", delay_s=1.0)

@@ -5,42 +5,32 @@ Who changes a table here writes a migration beside it (`migrations/versions`); a
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Boolean, DateTime, Dialect, ForeignKey, Index, Integer, MetaData, String, Text, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import Mapped, mapped_column
 
-NAMING = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-    "pk": "pk_%(table_name)s",
-}
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """A moment in UTC, with its zone on the Python side. SQLite keeps no zone; a naive value is refused."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"{value!r} has no time zone")
-        moment = value.astimezone(UTC)
-        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else value.replace(tzinfo=value.tzinfo or UTC).astimezone(UTC)
+from fairwater.store.columns import Row as Row
 
 
-class Row(DeclarativeBase):
-    metadata = MetaData(naming_convention=NAMING)
-    type_annotation_map = {datetime: UtcDateTime}  # noqa: RUF012 - SQLAlchemy's own way to declare it
+class CompatibilityRow(Row):
+    """One row, of id 1. `oldest_server`: the oldest revision of tables whose servers may run on these."""
+
+    __tablename__ = "schema_compatibility"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    oldest_server: Mapped[str] = mapped_column(String(32))
 
 
 class OrganisationRow(Row):
@@ -51,7 +41,7 @@ class OrganisationRow(Row):
 
 
 class UserRow(Row):
-    """`start_arrival` is the theoretical arrival time of the limit on starts."""
+    """`start_arrival` is the theoretical arrival time of the limit on starts; `dotfiles_url`, a repository's."""
 
     __tablename__ = "users"
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
@@ -59,6 +49,7 @@ class UserRow(Row):
     role: Mapped[str] = mapped_column(String(16))
     blocked: Mapped[bool] = mapped_column(Boolean)
     start_arrival: Mapped[datetime | None]
+    dotfiles_url: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime]
 
 
@@ -68,14 +59,6 @@ class MembershipRow(Row):
     organisation_id: Mapped[str] = mapped_column(ForeignKey("organisations.id", ondelete="CASCADE"), primary_key=True)
     joined_at: Mapped[datetime]
     __table_args__ = (Index(None, "organisation_id"),)
-
-
-class CompatibilityRow(Row):
-    """One row, of id 1. `oldest_server`: the oldest revision of tables whose servers may run on these."""
-
-    __tablename__ = "schema_compatibility"
-    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
-    oldest_server: Mapped[str] = mapped_column(String(32))
 
 
 class TokenRow(Row):
@@ -109,7 +92,10 @@ class IdempotencyRow(Row):
 
 
 class WorkspaceRow(Row):
-    """`asked_at` is when the current run was asked for; `cleared_at`, when nothing was left of a deleted workspace."""
+    """`asked_at` is when the current run was asked for; `cleared_at`, when nothing was left of a deleted workspace.
+
+    `image_asked` is the image that a person has named; `image` is that one, else the default.
+    """
 
     __tablename__ = "workspaces"
     id: Mapped[str] = mapped_column(String(12), primary_key=True)
@@ -119,6 +105,7 @@ class WorkspaceRow(Row):
     context_url: Mapped[str] = mapped_column(Text)
     workspace_class: Mapped[str] = mapped_column(String(63))
     image: Mapped[str] = mapped_column(String(255))
+    image_asked: Mapped[str | None] = mapped_column(Text)
     command: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     environment: Mapped[list[Any]] = mapped_column(JSON)
     local_allowed: Mapped[bool] = mapped_column(Boolean)
@@ -171,8 +158,72 @@ class HistoryRow(Row):
     )
 
 
+class CredentialRow(Row):
+    """`sealed` is a secret that only the vault opens; `kind` is a `CredentialKind`'s value."""
+
+    __tablename__ = "credentials"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    host: Mapped[str] = mapped_column(String(255))
+    username: Mapped[str] = mapped_column(String(255))
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    plain_http: Mapped[bool] = mapped_column(Boolean)
+    created_at: Mapped[datetime]
+    __table_args__ = (UniqueConstraint("user_id", "kind", "host"),)
+
+
+class VariableRow(Row):
+    """A variable of a person or of an organisation: one of `user_id` and `organisation_id` is set.
+
+    `repository` is "" for all, else a pattern such as `host/org/repo` or `host/org/*`.
+    """
+
+    __tablename__ = "variables"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    user_id: Mapped[str | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    organisation_id: Mapped[str | None] = mapped_column(ForeignKey("organisations.id", ondelete="CASCADE"))
+    repository: Mapped[str] = mapped_column(String(255))
+    name: Mapped[str] = mapped_column(String(255))
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    secret: Mapped[bool] = mapped_column(Boolean)
+    created_at: Mapped[datetime]
+    __table_args__ = tuple(
+        Index(
+            f"uq_variables_{owner}_repository_name",
+            owner,
+            "repository",
+            "name",
+            unique=True,
+            sqlite_where=text(f"{owner} IS NOT NULL"),
+            postgresql_where=text(f"{owner} IS NOT NULL"),
+        )
+        for owner in ("user_id", "organisation_id")
+    )
+
+
+class VaultKeyRow(Row):
+    """Tells whether the master key is the one that sealed what is here; holds nothing to open it with."""
+
+    __tablename__ = "vault_keys"
+    key_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    proof: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[datetime]
+
+
+class LeaseRow(Row):
+    """Which server runs a loop, until when. `epoch` grows with every change of holder."""
+
+    __tablename__ = "leases"
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(64))
+    epoch: Mapped[int]
+    expires_at: Mapped[datetime]
+
+
 USERS = Row.metadata.tables["users"]
 WORKSPACES = Row.metadata.tables["workspaces"]
 DEADLINES = Row.metadata.tables["deadlines"]
 HISTORY = Row.metadata.tables["history"]
+LEASES = Row.metadata.tables["leases"]
 """For statements that are built once: SQLAlchemy then finds the compiled ones without looking at their parts."""

@@ -1,0 +1,213 @@
+"""How soon the API answers with 10,000 workspaces in the database: on SQLite and on PostgreSQL, in one run.
+
+A real server process is asked over TCP, at a steady rate whatever it answers; a time counts from when the request was
+due, so that a server that falls behind is not let off (https://www.scylladb.com/2021/04/22/on-coordinated-omission/).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import httpx2
+from bench.report import Report
+from sqlalchemy import insert
+from tests.servers.address import free_port
+from tests.servers.postgres import cluster, why_no_postgres
+
+from fairwater.domain.workspaces.classes import STANDARD
+from fairwater.domain.workspaces.deadlines import DeadlinePolicy
+from fairwater.ports.accounts import Account, Role
+from fairwater.server.authentication import new_secret
+from fairwater.store.database import SqlDatabase
+from fairwater.store.migration import upgrade
+from fairwater.store.schema import HISTORY, WORKSPACES
+
+READ_RATE, CREATE_RATE = 50.0, 10.0
+"""Requests a second. Each create is followed by all of a start: ten a second are 36,000 starts an hour."""
+LIST_LIMIT = 50
+OWNERS = 50
+READ_GOAL_S, CREATE_GOAL_S = 0.050, 0.100
+_ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
+_SERVER = "from fairwater.cli.main import run; run()"
+_RUN_AGENT = """
+import asyncio, sys
+from pathlib import Path
+from fairwater.node.api.app import create_agent_app
+from fairwater.serving.serve import serve
+from tests.server.tiny_agent import TinyAgent
+
+class Agent(TinyAgent):
+    async def changes(self):
+        await asyncio.Event().wait()
+        yield
+
+agent = Agent()
+asyncio.run(serve(create_agent_app(agent, agent, agent.facts), unix_socket=Path(sys.argv[1]), stop=asyncio.Event()))
+"""
+
+
+async def fill(url: str, workspaces: int) -> tuple[str, list[str]]:
+    """The token of an owner of `workspaces` / `OWNERS` of them, and their ids."""
+    await upgrade(url)
+    database = SqlDatabase.open(url, DeadlinePolicy(), lambda change: None)
+    now, chance = datetime.now(UTC), random.Random(1)
+    owners: list[Account] = []
+    secret, digest = new_secret()
+    async with database.write() as transaction:
+        for number in range(OWNERS):
+            owners.append(await transaction.accounts.add(f"user-{number}", Role.MEMBER, "default", now))
+        await transaction.tokens.add(owners[0].id, "bench", digest, now, None)
+    mine = []
+    for first in range(0, workspaces, 500):
+        rows, lines = [], []
+        for number in range(first, min(workspaces, first + 500)):
+            owner = owners[number % OWNERS]
+            key = "".join(chance.choices(_ALPHABET, k=12))
+            mine += [key] if owner is owners[0] else []
+            rows.append(
+                {
+                    "id": key, "name": f"repo-{number}", "owner_id": owner.id,
+                    "organisation_id": owner.organisations[0].id, "context_url": "https://example.org/team/repo",
+                    "workspace_class": STANDARD.name, "image": "host", "image_asked": None, "command": None,
+                    "environment": [], "local_allowed": False, "phase": "stopped", "reason": "stopped", "since": now,
+                    "run": 1, "failure": None, "doomed": False, "created_at": now, "asked_at": None,
+                    "cleared_at": None,
+                }
+            )  # fmt: skip
+            for event, phase in (("start", "pending"), ("placed", "creating"), ("released", "stopped")):
+                lines.append(
+                    {"workspace_id": key, "owner_id": owner.id, "event": event, "phase": phase, "reason": event,
+                     "run": 1, "at": now}
+                )  # fmt: skip
+        async with database.write() as transaction:
+            await transaction.connection.execute(insert(WORKSPACES), rows)
+            await transaction.connection.execute(insert(HISTORY), lines)
+    await database.close()
+    return secret, mine
+
+
+@contextmanager
+def serving(folder: Path, url: str) -> Iterator[str]:
+    """A server with a node that starts everything at once; its address."""
+    (folder / "run").mkdir(parents=True)
+    address = f"127.0.0.1:{free_port('127.0.0.1')}"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+        "FAIRWATER_SERVER_DATABASE_URL": url,
+        "FAIRWATER_SERVER_LISTEN": address,
+        "FAIRWATER_LIMITS_START_INTERVAL": "1ms",
+        "FAIRWATER_LIMITS_START_BURST": "100000",
+        "FAIRWATER_LIMITS_PARALLEL": "100000",
+    }
+    with (folder / "log").open("wb") as log:
+        started = [
+            subprocess.Popen([sys.executable, "-c", *words], env=environment, stdout=log, stderr=log)
+            for words in (
+                (_RUN_AGENT, str(folder / "run/node.sock")),
+                (_SERVER, "server", "run", "--data-dir", str(folder)),
+            )
+        ]
+    try:
+        give_up = time.monotonic() + 30
+        while True:
+            try:
+                httpx2.get(f"http://{address}/healthz")
+                break
+            except httpx2.TransportError:
+                if time.monotonic() > give_up:
+                    raise RuntimeError((folder / "log").read_text()) from None
+                time.sleep(0.1)
+        yield f"http://{address}/api/v1"
+    finally:
+        for process in reversed(started):
+            process.terminate()
+            process.wait(30)
+
+
+async def steadily(ask: Callable[[int], Awaitable[int]], rate: float, seconds: float, expected: int) -> list[float]:
+    """Asks `rate` times a second; the time to each answer, in seconds."""
+    times: list[float] = []
+    began = time.monotonic() + 0.1
+
+    async def one(number: int) -> None:
+        due = began + number / rate
+        await asyncio.sleep(due - time.monotonic())
+        status = await ask(number)
+        if status != expected:
+            raise RuntimeError(f"answered with {status} instead of {expected}")
+        times.append(time.monotonic() - due)
+
+    await asyncio.gather(*(one(number) for number in range(round(rate * seconds))))
+    return times
+
+
+def p99(values: list[float]) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(0.99 * (len(ordered) - 1)))]
+
+
+async def measure(report: Report, kind: str, api: str, token: str, mine: list[str], seconds: float) -> None:
+    async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {token}"}, timeout=30) as client:
+
+        async def listed(_number: int) -> int:
+            return (await client.get(f"{api}/workspaces?limit={LIST_LIMIT}")).status_code
+
+        async def shown(number: int) -> int:
+            return (await client.get(f"{api}/workspaces/{mine[number % len(mine)]}")).status_code
+
+        async def created(number: int) -> int:
+            body = {"context_url": "https://example.org/team/repo", "name": f"made-{kind}-{number}"}
+            headers = {"Idempotency-Key": f"{kind}-{number}"}
+            return (await client.post(f"{api}/workspaces", json=body, headers=headers)).status_code
+
+        await steadily(listed, READ_RATE, 1.0, 200)  # connections are opened, statements prepared
+        for name, ask, rate, expected, goal_s in (
+            ("list", listed, READ_RATE, 200, READ_GOAL_S),
+            ("show", shown, READ_RATE, 200, READ_GOAL_S),
+            ("create", created, CREATE_RATE, 201, CREATE_GOAL_S),
+        ):
+            times = await steadily(ask, rate, seconds, expected)
+            report.sample(f"{name}, {kind}", times)
+            report.add(f"{name}_p99_{kind}", p99(times) * 1e3, "ms", f"<= {goal_s * 1e3:g}")
+
+
+def run(workspaces: int, seconds: float) -> bool:
+    report = Report("api")
+    with tempfile.TemporaryDirectory(prefix="fairwater-bench-") as path:
+        folder = Path(path)
+        compare(report, "sqlite", folder / "sqlite", f"sqlite:///{folder}/fairwater.db", workspaces, seconds)
+        reason = why_no_postgres()
+        if reason is not None:
+            print(f"  not measured: {reason}")
+        else:
+            with cluster(durable=True) as postgres:
+                compare(report, "postgresql", folder / "postgresql", postgres.create(), workspaces, seconds)
+    return report.close()
+
+
+def compare(report: Report, kind: str, folder: Path, url: str, workspaces: int, seconds: float) -> None:
+    token, mine = asyncio.run(fill(url, workspaces))
+    with serving(folder, url) as api:
+        asyncio.run(measure(report, kind, api, token, mine, seconds))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workspaces", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each figure")
+    arguments = parser.parse_args()
+    sys.exit(0 if run(arguments.workspaces, arguments.seconds) else 1)

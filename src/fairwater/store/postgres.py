@@ -1,0 +1,122 @@
+"""Transactions on PostgreSQL: bounded in number and in time, and refused at once while it is away.
+
+Each has a connection of the pool for as long as it lasts, and a thread for each of its statements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import structlog
+from sqlalchemy import Engine
+
+from fairwater.domain.failure import Permanent, Temporary
+from fairwater.store.postgres_engine import CONNECTIONS
+from fairwater.store.postgres_session import READ, WRITE, Threaded
+
+_WAIT_S = 5.0
+"""How long to wait for a free connection."""
+_PROBE_S = 0.5
+_log = structlog.get_logger("fairwater.store")
+
+
+class PostgresConnections:
+    """Implements `engine.Connections`. `own` are the lines of history that this server has committed, and `doubt` is
+    set where it does not know whether it has: see `listening.py`."""
+
+    def __init__(self, engine: Engine, server: str) -> None:
+        self.own: set[int] = set()
+        self.doubt = asyncio.Event()
+        self._engine = engine
+        self._server = server
+        self._threads = ThreadPoolExecutor(CONNECTIONS, "database")
+        self._free = asyncio.Semaphore(CONNECTIONS)
+        self._away: str | None = None
+        self._looking: asyncio.Task[None] | None = None
+
+    def read(self) -> AbstractAsyncContextManager[Threaded]:
+        return self._transaction(READ)
+
+    def write(self) -> AbstractAsyncContextManager[Threaded]:
+        return self._transaction(WRITE)
+
+    async def close(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+        await asyncio.to_thread(self._engine.dispose)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @asynccontextmanager
+    async def _transaction(self, first: str) -> AsyncIterator[Threaded]:
+        if self._away is not None:
+            raise Temporary(self._away, code="database_away", delay_s=1.0)
+        try:
+            async with self._place():
+                session = Threaded(self._engine, self._threads, self._server)
+                try:
+                    await session.begin(first)
+                    yield session
+                except BaseException:
+                    await session.take_back()
+                    raise
+                await self._commit(session)
+        except Temporary as failure:
+            if failure.code == "database_away":
+                self._note_away(failure.message)
+            raise
+
+    async def _commit(self, session: Threaded) -> None:
+        self.own.update(session.appended)
+        try:
+            await session.commit()
+        except BaseException:
+            # It may be in the database or not: whoever reads the history will see.
+            self.own.difference_update(session.appended)
+            self.doubt.set()
+            raise
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(_WAIT_S):
+                await self._free.acquire()
+        except TimeoutError:
+            raise Temporary(
+                f"all {CONNECTIONS} connections to the database have been in use for {_WAIT_S:g} s: try again in a "
+                "moment",
+                code="database_busy",
+            ) from None
+        try:
+            yield
+        finally:
+            self._free.release()
+
+    def _note_away(self, message: str) -> None:
+        """From now on all are refused at once, until somebody has looked and found the database there."""
+        if self._away is None and (self._looking is None or self._looking.done()):
+            self._away = message
+            _log.warning("database_away", reason=message)
+            self._looking = asyncio.create_task(self._look_for_it())
+
+    async def _look_for_it(self) -> None:
+        while True:
+            session = Threaded(self._engine, self._threads, self._server)
+            try:
+                async with self._place():
+                    try:
+                        await session.begin(READ)
+                    finally:
+                        await session.take_back()
+            except (Temporary, Permanent) as failure:
+                self._away = failure.message
+            except Exception:  # noqa: BLE001 - the loop's edge: it must not be taken for away for ever
+                _log.exception("database_probe_failed")
+            else:
+                break
+            await asyncio.sleep(_PROBE_S)
+        self._away = None
+        _log.info("database_back")
