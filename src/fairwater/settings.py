@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from ipaddress import IPv4Network
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +20,10 @@ from fairwater import settings_sources as sources
 from fairwater import settings_values as read
 from fairwater.domain.abuse.rate import StartLimit
 from fairwater.domain.failure import Permanent
-from fairwater.domain.units import Seconds, format_bytes
+from fairwater.domain.units import format_bytes
 from fairwater.domain.workspaces.classes import STANDARD, XL, WorkspaceClass
 from fairwater.domain.workspaces.deadlines import DeadlinePolicy
-
-
-@dataclass(frozen=True, slots=True)
-class ServerSettings:
-    """`database_url` None is a database of the server's own in the data directory."""
-
-    listen: read.Address
-    public_url: str
-    database_url: str | None
-    user: str
-
-
-@dataclass(frozen=True, slots=True)
-class NodeSettings:
-    """`parked` sandboxes are kept ready; `git_file_roots` are the folders `file://` URLs may name."""
-
-    name: str
-    runtime: str
-    parked: int
-    git_file_roots: tuple[Path, ...]
-    stop_grace_s: Seconds
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkSettings:
-    """`mtu` None follows the default route; no `nameservers` means the machine's own."""
-
-    pool: IPv4Network
-    mtu: int | None
-    allow: tuple[read.Allowed, ...]
-    nameservers: tuple[str, ...]
+from fairwater.settings_sections import ImageSettings, NetworkSettings, NodeSettings, ServerSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +41,11 @@ class Settings:
     server: ServerSettings
     node: NodeSettings
     network: NetworkSettings
+    images: ImageSettings
     classes: Mapping[str, WorkspaceClass]
     deadlines: DeadlinePolicy
     limits: StartLimit
-    written: Mapping[str, tuple[object, str]]
+    written: Mapping[str, tuple[object, str]] = field(repr=False)
     """Key → value as written, and its origin, for the keys that are not at their default."""
 
     def explain(self) -> tuple[Explained, ...]:
@@ -89,7 +60,7 @@ class Settings:
 
     def environment(self) -> dict[str, str]:
         """These settings as environment variables, for a child process that cannot read the file. Holds secrets."""
-        return {sources.variable_of(key): read.as_text(value) for key, (value, _) in self.written.items()}
+        return {sources.variable_of(key): sources.as_text(value) for key, (value, _) in self.written.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +76,7 @@ class Key:
     def show(self, written: object) -> str:
         if written is None:
             return "(automatic)"
-        return read.mask_password(str(written)) if self.secret else read.as_text(written)
+        return sources.mask_secret(sources.as_text(written)) if self.secret else sources.as_text(written)
 
 
 def _class_keys(limits: WorkspaceClass) -> Iterator[Key]:
@@ -121,7 +92,18 @@ KEYS: tuple[Key, ...] = (
     Key("server.listen", "127.0.0.1:7080", read.address, "address and port that the server listens on"),
     Key("server.public_url", None, read.optional(read.public_url), "address under which people reach the server"),
     Key(
-        "server.database_url", None, read.optional(read.text), "database; automatic: SQLite in the data directory", True
+        "server.database_url",
+        None,
+        read.optional(read.database_url),
+        "database, such as postgresql://USER:PASSWORD@HOST/NAME; automatic: SQLite in the data directory",
+        True,
+    ),
+    Key("server.master_key", None, read.optional(read.master_key), "what secrets are sealed with: 32 bytes", True),
+    Key(
+        "server.master_key_file",
+        None,
+        read.optional(read.file),
+        "file with the master key; automatic: made in the data directory",
     ),
     Key("server.user", "fairwater", read.user_name, "system user that the server runs as"),
     Key("node.name", None, read.optional(read.host_name), "name of this node; automatic: the machine's name"),
@@ -133,6 +115,18 @@ KEYS: tuple[Key, ...] = (
     Key("network.mtu", None, read.optional(read.mtu), "packet size; automatic: that of the default route"),
     Key("network.allow", (), read.allowed, "CIDR:port that workspaces may reach although blocked by default"),
     Key("network.nameservers", (), read.nameservers, "DNS servers of workspaces; empty: the machine's own"),
+    Key("images.default", "host", read.image, "image of a workspace for which nobody asks for another"),
+    Key(
+        "images.disk",
+        None,
+        read.optional(read.image_disk),
+        "disk space for images; automatic: 50 GiB, a quarter at most",
+    ),
+    Key("images.pull_rate", "200MiB", read.rate, "bytes a second that images are brought in with; 0 is no limit"),
+    Key("images.insecure_registries", (), read.registries, "registries spoken to without TLS"),
+    Key("images.folders", (), read.folders, "folders that oci: and archives of the local administrator may name"),
+    Key("images.stall", "60s", read.duration, "a registry that sends nothing for so long is given up"),
+    Key("images.parked_memory", "256MiB", read.parked_memory, "memory for sandboxes kept ready for images"),
     *_class_keys(STANDARD),
     *_class_keys(XL),
     Key("deadlines.startup", f"{_DEADLINES.startup_s:g}s", read.duration, "for a start, its content apart"),
@@ -183,11 +177,13 @@ def _build(values: Mapping[str, Any], written: Mapping[str, tuple[object, str]])
     server, node = section("server"), section("node")
     server["public_url"] = server["public_url"] or server["listen"].url
     node["name"] = node["name"] or os.uname().nodename
-    deadlines, limits = section("deadlines"), section("limits")
+    deadlines, limits, images = section("deadlines"), section("limits"), section("images")
+    images["stall_s"] = images.pop("stall")
     return Settings(
         server=ServerSettings(**server),
         node=NodeSettings(**node),
         network=NetworkSettings(**section("network")),
+        images=ImageSettings(**images),
         classes={known.name: replace(known, **section(f"classes.{known.name}")) for known in (STANDARD, XL)},
         deadlines=DeadlinePolicy(deadlines["startup"], deadlines["init"], deadlines["stopping"]),
         limits=StartLimit(limits["start_interval"], limits["start_burst"], limits["parallel"]),
@@ -217,8 +213,16 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
                 "workspaces never reach one another"
             )
     for server in values["network.nameservers"]:
-        if read.in_pool(server, pool):
+        if _in_pool(server, pool):
             yield f"network.nameservers names {server}, which is part of network.pool {pool}: choose another pool"
     listen: read.Address = values["server.listen"]
-    if read.in_pool(listen.host, pool):
+    if _in_pool(listen.host, pool):
         yield f"server.listen {listen} is part of network.pool {pool}: choose another pool"
+
+
+def _in_pool(host: str, pool: IPv4Network) -> bool:
+    """Whether `host` is an address of `pool`; names are not looked up."""
+    try:
+        return ip_address(host) in pool
+    except ValueError:
+        return False

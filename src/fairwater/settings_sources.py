@@ -5,6 +5,7 @@ Decides what a known name is, and which one an unknown name is nearest to; refus
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
@@ -65,6 +66,21 @@ def from_environment(environment: Mapping[str, str], names: Collection[str], wro
 def variable_of(name: str) -> str:
     """The environment variable of the key `name`."""
     return "FAIRWATER_" + name.upper().replace(".", "_")
+
+
+def as_text(value: object) -> str:
+    """A value as it would be written in the environment."""
+    if isinstance(value, (list, tuple)):
+        return json.dumps([str(item) for item in value])
+    return str(value)
+
+
+def mask_secret(text: str) -> str:
+    """Stars; of an address, only its password and every value of its query are."""
+    if "://" not in text:
+        return "***"
+    masked = re.sub(r"(://[^/@:]*):.*@", r"\1:***@", text)
+    return re.sub(r"([?&][^=&]+)=[^&]*", r"\1=***", masked)
 
 
 def _leaves(tree: Mapping[str, object], prefix: str, names: Collection[str]) -> Iterator[tuple[str, object]]:

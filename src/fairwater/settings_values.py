@@ -16,7 +16,9 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from fairwater.domain.failure import Permanent
-from fairwater.domain.units import GIB, MIB, Bytes, Seconds, format_bytes, parse_bytes, parse_seconds
+from fairwater.domain.images.reference import parse_reference
+from fairwater.domain.units import GIB, KIB, MIB, Bytes, Seconds, format_bytes, parse_bytes, parse_seconds
+from fairwater.store.vault_keys import parse_keys
 
 T = TypeVar("T")
 
@@ -116,6 +118,14 @@ def _size(least: int) -> Callable[[object], Bytes]:
 
 memory = _size(128 * MIB)
 disk = _size(GIB // 4)
+image_disk = _size(GIB)
+parked_memory = _size(0)
+_rate = _size(64 * KIB)
+
+
+def rate(value: object) -> Bytes | None:
+    """Bytes a second; None where there is no limit."""
+    return None if str(value).strip().lower() in {"", "0", "none", "unlimited"} else _rate(value)
 
 
 def duration(value: object) -> Seconds:
@@ -169,6 +179,41 @@ def folders(value: object) -> tuple[Path, ...]:
     return paths
 
 
+def file(value: object) -> Path:
+    path = Path(text(value))
+    if not path.is_absolute() or ".." in path.parts:
+        raise _wrong(path, "the absolute path of a file")
+    return path
+
+
+def database_url(value: object) -> str:
+    """Whether the database can be reached, and whether it is one, is found out where it is opened."""
+    scheme = text(value).partition(":")[0].partition("+")[0]
+    if scheme not in {"sqlite", "postgresql", "postgres"} or "://" not in text(value):
+        # What it is, is not said: it may hold a password.
+        raise Permanent(
+            "this is no database: write postgresql://USER:PASSWORD@HOST/NAME or sqlite:////PATH", code="bad_value"
+        )
+    return text(value)
+
+
+def master_key(value: object) -> tuple[bytes, ...]:
+    return parse_keys(text(value))
+
+
+def image(value: object) -> str:
+    if parse_reference(text(value)).local:
+        raise _wrong(value, "an image that everybody may use: name host, or one of a registry")
+    return text(value)
+
+
+def registries(value: object) -> tuple[str, ...]:
+    for item in _items(value):
+        if not re.fullmatch(r"([A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(:\d{1,5})?", str(item)):
+            raise _wrong(item, "a registry's HOST or HOST:PORT, such as registry.example.org:5000")
+    return tuple(str(item).lower() for item in _items(value))
+
+
 def pool(value: object) -> IPv4Network:
     try:
         network = ip_network(text(value))
@@ -201,24 +246,3 @@ def nameservers(value: object) -> tuple[str, ...]:
         except ValueError:
             raise _wrong(item, "the address of a DNS server, such as 9.9.9.9") from None
     return tuple(str(item) for item in _items(value))
-
-
-def in_pool(host: str, pool: IPv4Network) -> bool:
-    """Whether `host` is an address of `pool`; names are not looked up."""
-    try:
-        return ip_address(host) in pool
-    except ValueError:
-        return False
-
-
-def as_text(value: object) -> str:
-    """A value as it would be written in the environment."""
-    if isinstance(value, (list, tuple)):
-        return json.dumps([str(item) for item in value])
-    return str(value)
-
-
-def mask_password(url: str) -> str:
-    """`url` with its password, and every value of its query, replaced by stars."""
-    masked = re.sub(r"(://[^/@:]*):.*@", r"\1:***@", url)
-    return re.sub(r"([?&][^=&]+)=[^&]*", r"\1=***", masked)

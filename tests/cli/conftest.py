@@ -43,6 +43,8 @@ class World:
     exec_frames: list[tuple[int, bytes]] = field(default_factory=list)
     exec_answer: list[tuple[int, bytes]] = field(default_factory=list)
     exec_echo: bool = False
+    tasks: list[list[dict[str, Any]]] = field(default_factory=list)
+    setup: dict[str, Any] | None = None
     looked: asyncio.Event = field(default_factory=asyncio.Event)
     exec_started: threading.Event = field(default_factory=threading.Event)
 
@@ -137,7 +139,7 @@ def make_api(world: World) -> FastAPI:
     async def create(request: Request, body: dict[str, Any]) -> Any:
         world.requests.append(("POST", "/workspaces", body))
         assert request.headers["idempotency-key"]
-        made = world.add(body.get("name") or "repo", "pending", context_url=body["context_url"])
+        made = world.add(body.get("name") or "repo", "pending", context_url=body["context_url"], setup=world.setup)
         return JSONResponse(made, 201, headers={"Location": f"/api/v1/workspaces/{made['id']}"})
 
     @api.get("/api/v1/workspaces/{identifier}")
@@ -157,6 +159,15 @@ def make_api(world: World) -> FastAPI:
             world.requests.append(("POST", f"{identifier}/{what}", body))
             found["phase"] = {"start": "pending", "stop": "stopping"}[what]
         return found
+
+    @api.get("/api/v1/workspaces/{identifier}/tasks")
+    async def tasks(identifier: str) -> Any:
+        """What comes next, and the last of it again and again."""
+        return {"items": world.tasks.pop(0) if len(world.tasks) > 1 else world.tasks[0], "next": None}
+
+    @api.get("/api/v1/workspaces/{identifier}/tasks/{number}/log")
+    async def task_log(identifier: str, number: int, follow: bool = False) -> Any:
+        return Response(f"task {number}, follow {follow}\n", media_type="text/plain")
 
     @api.get("/api/v1/workspaces/{identifier}/logs")
     async def logs(identifier: str, follow: bool = False) -> Any:

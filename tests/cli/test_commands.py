@@ -18,7 +18,10 @@ from fairwater.domain.failure import Permanent
 if TYPE_CHECKING:
     from tests.cli.conftest import Run, Served, World
 
-HEAVY = ("rich", "httpx2", "websockets", "fastapi", "pydantic", "sqlalchemy", "fairwater.settings", "uvicorn")
+HEAVY = (
+    "rich", "httpx2", "websockets", "fastapi", "pydantic", "sqlalchemy", "fairwater.settings", "uvicorn",
+    "cryptography", "asyncssh", "yaml", "psycopg",
+)  # fmt: skip
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -27,6 +30,13 @@ def test_help_loads_nothing_heavy() -> None:
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "typer" in loaded
     assert not loaded.intersection(HEAVY)
+
+
+def test_no_noun_loads_cryptography_before_it_is_needed() -> None:
+    modules = sorted({f"fairwater.cli.{place.partition(':')[0]}" for place, _ in NOUNS.values()})
+    code = f"import sys\nfor name in {modules}: __import__(name)\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()).intersection({"cryptography", "asyncssh", "httpx2", "sqlalchemy"})
 
 
 @pytest.mark.parametrize("noun", NOUNS)

@@ -41,6 +41,8 @@ def machine(tmp_path: Path) -> Path:
         "usr/lib/x86_64-linux-gnu/libnftables.so.1": "",
         "usr/bin/crun": "",
         "usr/bin/git": "",
+        "usr/bin/git-lfs": "",
+        "usr/bin/skopeo": "",
         "usr/sbin/mkfs.btrfs": "",
     }
     for name, text in files.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fairwater.domain.failure import Permanent
-from fairwater.domain.units import GIB, Seconds
+from fairwater.domain.units import GIB, MIB, Seconds
 from fairwater.domain.workspaces.classes import STANDARD, XL
 from fairwater.settings import KEYS, load_settings
 from fairwater.settings_sources import variable_of
@@ -88,6 +88,15 @@ def test_no_two_keys_share_a_variable() -> None:
         ('[node]\ngit_file_roots = ["/"]', "absolute path"),
         ('[node]\nruntime = "crun --debug"', "OCI runtime"),
         ('[deadlines]\ninit = "soon"', "'soon' is not a duration"),
+        ('[server]\ndatabase_url = "mysql://u:hunter2@h/d"', "write postgresql://"),
+        ('[server]\nmaster_key = "hunter2"', "master key 1 is not 32 bytes"),
+        ('[server]\nmaster_key_file = "key"', "absolute path of a file"),
+        ('[images]\npull_rate = "1KiB"', "at least 64 KiB"),
+        ('[images]\ndisk = "1MiB"', "at least 1 GiB"),
+        ('[images]\ninsecure_registries = ["http://x/"]', "HOST or HOST:PORT"),
+        ('[images]\nfolders = ["images"]', "absolute path"),
+        ('[images]\ndefault = "-x"', "does not name an image"),
+        ('[images]\ndefault = "oci:/srv/image"', "everybody may use"),
         ("server = 3", "server is a table"),
         ("[server", "this is not TOML"),
     ],
@@ -121,8 +130,40 @@ def test_a_password_is_never_explained() -> None:
     assert shown == "postgresql://fair:***@db/fair?sslpassword=***"
 
 
+KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+
+
+def test_a_master_key_is_never_explained_nor_shown() -> None:
+    settings = load_settings(None, {"FAIRWATER_SERVER_MASTER_KEY": f"{KEY}\n{'0f' * 32}"})
+    assert settings.server.master_key == (b"0123456789abcdef0123456789abcdef", bytes.fromhex("0f" * 32))
+    shown = {entry.key: entry.value for entry in settings.explain()}["server.master_key"]
+    assert shown == "***"
+    assert "0123456789abcdef" not in repr(settings.server)
+
+
+@pytest.mark.parametrize(
+    "text", ['[server]\nmaster_key = "hunter2"', '[server]\ndatabase_url = "mysql://u:hunter2@h/d"']
+)
+def test_a_wrong_secret_is_refused_without_showing_it(text: str, tmp_path: Path) -> None:
+    assert "hunter2" not in wrong(text, tmp_path)
+
+
+def test_images_are_limited_unless_said_otherwise() -> None:
+    images = load_settings(None, {}).images
+    assert (images.default, images.disk, images.pull_rate, images.stall_s) == ("host", None, 200 * MIB, 60.0)
+    assert images.parked_memory == 256 * MIB
+    unlimited = load_settings(None, {"FAIRWATER_IMAGES_PULL_RATE": "0", "FAIRWATER_IMAGES_DISK": "10GiB"}).images
+    assert (unlimited.pull_rate, unlimited.disk) == (None, 10 * GIB)
+    named = load_settings(None, {"FAIRWATER_IMAGES_INSECURE_REGISTRIES": "Registry.Example:5000, [::1]:80"}).images
+    assert named.insecure_registries == ("registry.example:5000", "[::1]:80")
+
+
 def test_settings_survive_the_way_through_a_childs_environment() -> None:
-    flags = {"node.git_file_roots": ["/srv/a", "/srv/b,c"], "server.listen": "[::1]:99", "classes.xl.cpu_cores": 9.5}
+    flags = {
+        "node.git_file_roots": ["/srv/a", "/srv/b,c"], "server.listen": "[::1]:99", "classes.xl.cpu_cores": 9.5,
+        "server.master_key": KEY, "images.folders": ["/srv/a,b"], "images.pull_rate": 0, "images.stall": "5s",
+    }  # fmt: skip
     settings = load_settings(None, {}, flags)
     again = load_settings(None, settings.environment())
     assert (again.server, again.node, again.classes) == (settings.server, settings.node, settings.classes)
+    assert again.images == settings.images

@@ -24,6 +24,115 @@ def test_create_waits_and_shows_how_far_it_is(ws: Run, world: World) -> None:
     assert "fairwater ws exec first -- bash -l" in result.stderr
 
 
+def test_a_pull_is_shown_in_bytes(ws: Run, world: World) -> None:
+    mib = 1 << 20
+    world.progress = [
+        {"step": "pulling image", "done": done * mib, "total": 95 * mib, "unit": "bytes"} for done in (1, 12, 13, 60)
+    ]
+    result = ws("create", "https://example.org/org/repo", "--name", "first", "--wait")
+    assert "first: pulling image 10 %, 12 MiB of 95 MiB\n" in result.stderr
+    assert "13 MiB" not in result.stderr, "one line for each tenth"
+    assert "first: pulling image 60 %, 60 MiB of 95 MiB\n" in result.stderr
+
+
+SETUP = {
+    "image": "debian:12", "image_why": "asked for in .gitpod.yml:1", "digest": "sha256:" + "0f" * 32,
+    "file": ".gitpod.yml", "user": "gitpod", "home": "/home/gitpod", "folder": "/workspace/repo/app",
+    "repository": "/workspace/repo", "tasks": [{"number": 0, "name": "build"}, {"number": 1, "name": ""}],
+    "ports": [
+        {"first": 8080, "last": 8080, "name": "web", "visibility": "public"},
+        {"first": 9000, "last": 9999, "name": "", "visibility": "private"},
+    ],
+    "notices": [
+        {"level": "error", "code": "x", "message": "no features\x1b[2J yet", "file": ".devcontainer.json", "line": 3,
+         "column": 5},
+        {"level": "info", "code": "y", "message": "nothing else", "file": None, "line": None, "column": None},
+    ],
+}  # fmt: skip
+
+
+def test_a_workspace_that_was_waited_for_says_what_it_was_set_up_with(ws: Run, world: World) -> None:
+    world.setup = SETUP
+    said = ws("create", "https://example.org/org/repo", "--wait").stderr
+    assert "image: debian:12 (asked for in .gitpod.yml:1, sha256:0f0f0f0f0f0f)" in said
+    assert "tasks started: build, #1; fairwater ws tasks repo --wait waits for them" in said
+    assert "error: .devcontainer.json:3:5: no features" in said
+    assert "\x1b" not in said
+
+
+def test_show_names_image_configuration_and_every_notice_with_its_place(ws: Run, world: World) -> None:
+    world.add("one", setup=SETUP, image_asked=None)
+    world.add("two", setup=None, image_asked=None)
+    world.add("three", setup=None, image_asked="host")
+    lines = {" ".join(line.split()) for line in ws("show", "one").stdout.splitlines()}
+    assert {
+        "configuration .gitpod.yml", "user gitpod", "folder /workspace/repo/app", "tasks build, #1",
+        "ports 8080 (web, public), 9000-9999", "info: nothing else",
+    } <= lines  # fmt: skip
+    assert any(line.startswith("error: .devcontainer.json:3:5: no features") for line in lines)
+    assert "host (unless the repository asks for another)" in ws("show", "two").stdout
+    assert "unless" not in ws("show", "three").stdout
+    assert json.loads(ws("show", "one", "--json").stdout)["setup"] == SETUP
+
+
+def task(state: str, number: int = 0, name: str = "build", status: int | None = None) -> dict[str, object]:
+    return {"number": number, "name": name, "state": state, "exit_status": status, "started_at": None, "ended_at": None}
+
+
+def test_tasks_are_listed_with_how_they_ended(ws: Run, world: World) -> None:
+    world.add("one")
+    world.tasks = [[task("failed", status=2), task("running", 1, "")]]
+    rows = [line.split() for line in ws("tasks", "one").stdout.splitlines()[1:]]
+    assert rows == [["0", "build", "failed", "2", "-"], ["1", "-", "running", "-", "-"]]
+    assert ws("tasks", "one").exit_code == 0, "without --wait it only shows"
+    assert [one["state"] for one in json.loads(ws("tasks", "one", "--json").stdout)] == ["failed", "running"]
+
+
+def test_tasks_are_waited_for_until_each_has_gone_through_what_runs_once(ws: Run, world: World) -> None:
+    world.add("one", "pending")
+    world.tasks = [[task("waiting")], [task("initializing")], [task("running")]]
+    result = ws("tasks", "one", "--wait")
+    assert result.exit_code == 0
+    said = [line for line in result.stderr.splitlines() if "task build" in line]
+    assert said == ["one: task build: waiting", "one: task build: initializing", "one: task build: running"]
+
+
+@pytest.mark.parametrize("state", ["failed", "stopped"])
+def test_a_task_that_fails_ends_the_wait_with_exit_code_1_and_where_its_output_is(
+    ws: Run, world: World, state: str
+) -> None:
+    world.add("one")
+    world.tasks = [[task("initializing"), task("initializing", 1, "")], [task("initializing"), task(state, 1, "")]]
+    result = ws("tasks", "one", "--wait")
+    assert result.exit_code == 1
+    assert f"error: task 1 {state}: fairwater ws logs one --task 1 shows its output" in result.stderr
+
+
+def test_a_task_that_never_ends_is_no_longer_waited_for_with_exit_code_3(ws: Run, world: World) -> None:
+    world.add("one")
+    world.tasks = [[task("initializing")]]
+    result = ws("tasks", "one", "--wait", "--timeout", "250ms")
+    assert result.exit_code == 3
+    assert "task build is initializing" in result.stderr
+
+
+def test_tasks_of_a_workspace_that_does_not_come_up_are_not_waited_for(ws: Run, world: World) -> None:
+    world.add("one", "stopped")
+    world.tasks = [[task("initializing")]]
+    assert ws("tasks", "one", "--wait").exit_code == 1
+
+
+def test_the_output_of_a_task_is_found_by_name_and_by_number(ws: Run, world: World) -> None:
+    world.add("one")
+    world.tasks = [[task("running"), task("running", 1, "0"), task("running", 2, "a"), task("running", 3, "a")]]
+    assert ws("logs", "one", "--task", "build").stdout == "task 0, follow False\n"
+    assert ws("logs", "one", "--task", "3", "--follow").stdout == "task 3, follow True\n"
+    assert ws("logs", "one", "--task", "0").stdout == "task 1, follow False\n", "a name goes before a number"
+    ambiguous, missing = ws("logs", "one", "--task", "a"), ws("logs", "one", "--task", "test")
+    assert (ambiguous.exit_code, "by its number: 2, 3" in ambiguous.stderr) == (1, True)
+    assert (missing.exit_code, "there are: 0 build, 1 0" in missing.stderr) == (1, True)
+
+
 def test_json_is_one_object_and_nothing_else_on_standard_output(ws: Run, world: World) -> None:
     result = ws("create", "https://example.org/org/repo", "--wait", "--json")
     assert json.loads(result.stdout)["phase"] == "running"
@@ -34,9 +143,11 @@ def test_create_hands_on_what_is_asked_for(ws: Run, world: World, tmp_path: Path
     options = ("--class", "xl", "--env", "A=b=c", "--command", "make 'all of it'", "--no-start")
     assert ws("create", str(tmp_path / "my repo"), *options).exit_code == 0
     assert world.requests[0][2] == {
-        "context_url": f"file://{tmp_path}/my%20repo", "class": "xl", "image": "host", "environment": {"A": "b=c"},
+        "context_url": f"file://{tmp_path}/my%20repo", "class": "xl", "environment": {"A": "b=c"},
         "command": ["make", "all of it"], "start": False,
     }  # fmt: skip
+    assert ws("create", "https://example.org/a/b", "--image", "debian:12", "--no-start").exit_code == 0
+    assert world.requests[1][2]["image"] == "debian:12"
 
 
 def test_a_start_that_fails_says_why_with_exit_code_1(ws: Run, world: World) -> None:

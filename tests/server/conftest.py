@@ -26,10 +26,12 @@ from fairwater.server.options import ServerOptions
 from fairwater.store.database import SqlDatabase
 from fairwater.store.migration import upgrade
 from fairwater.store.records import SqlWorkspaceRecords
+from fairwater.store.vault import Vault
 
-from .tiny_agent import HandClock, TinyAgent
+from .tiny_agent import HandClock, TinyAgent, TinyCopies
 
 API = "/api/v1"
+VAULT = Vault([bytes(range(32))])
 
 
 class FromPeer:
@@ -53,6 +55,7 @@ class World:
     agent: TinyAgent
     clock: HandClock
     woken: list[WorkspaceId]
+    copies: TinyCopies
     clients: list[httpx2.AsyncClient] = field(default_factory=list)
 
     def client(self, token: str | None = None, uid: int | None = None) -> httpx2.AsyncClient:
@@ -113,8 +116,9 @@ async def make_world(tmp_path: Path, empty_database: Path) -> AsyncIterator[Make
             shutil.copyfile(empty_database, path)
         url = f"sqlite:///{path}"
         bus, clock, agent, woken = EventBus(), HandClock(), TinyAgent(), list[WorkspaceId]()
+        copies = TinyCopies()
         settings = ServerOptions(**({"start_limit": StartLimit(interval_s=0, burst=1, parallel=1000)} | options))
-        database = SqlDatabase.open(url, DeadlinePolicy(), bus.committed)
+        database = SqlDatabase.open(url, DeadlinePolicy(), bus.committed, VAULT)
         classes = {STANDARD.name: STANDARD, XL.name: XL}
         records = SqlWorkspaceRecords(database, classes, settings.workspace_url, clock, bus.progressed)
         app = create_app(
@@ -126,8 +130,10 @@ async def make_world(tmp_path: Path, empty_database: Path) -> AsyncIterator[Make
             clock=clock,
             options=settings,
             bus=bus,
+            backup=copies.backup,
+            restore=copies.restore,
         )
-        worlds.append(World(app, database, records, bus, agent, clock, woken))
+        worlds.append(World(app, database, records, bus, agent, clock, woken, copies))
         return worlds[-1]
 
     yield make

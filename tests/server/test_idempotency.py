@@ -82,7 +82,7 @@ async def test_a_token_is_shown_once_and_kept_nowhere(world: World) -> None:
     assert (again.status_code, again.json()["code"]) == (409, "answer_not_kept")
     assert len((await client.get(f"{API}/users/me/tokens")).json()["items"]) == 2, "the test's own and one more"
     secret = first.json()["token"].encode()
-    database = Path(str(world.database._engine.url.database))
+    database = Path(str(world.database.engine.url.database))
     written = [path.read_bytes() for path in database.parent.glob("fairwater.db*")]
     assert any(first.json()["id"].encode() in content for content in written), "what is kept is to be seen"
     assert not any(secret in content for content in written)

@@ -12,7 +12,9 @@ import structlog
 from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from fairwater.domain.ids import UserId
+from fairwater.domain.workspaces.secrets import Credential, CredentialKind
 from fairwater.ports.accounts import Role
+from fairwater.ports.vault import Holder, Variable
 from fairwater.server.authorisation import RULES
 
 from .conftest import World
@@ -34,6 +36,7 @@ class Expected:
 
 ROLES = {"other member": Role.MEMBER, "operator": Role.OPERATOR, "admin": Role.ADMIN, "blocked": Role.ADMIN}
 ANYONE = (200, 200, 200, 200, 200, 200)
+VARIABLE = {"name": "A", "value": "b"}
 STREAMS = {"workspace_events", "all_events"}
 EXPECTED: dict[str, Expected] = {
     "list_workspaces": Expected("GET", "/api/v1/workspaces", (401, 200, 200, 200, 200, 403)),
@@ -51,12 +54,36 @@ EXPECTED: dict[str, Expected] = {
     "read_file": Expected("GET", "/api/v1/workspaces/{workspace}/files/a", (401, 404, 200, 403, 403, 403)),
     "write_file": Expected("PUT", "/api/v1/workspaces/{workspace}/files/a", (401, 404, 201, 403, 403, 403)),
     "read_logs": Expected("GET", "/api/v1/workspaces/{workspace}/logs", (401, 404, 200, 403, 403, 403)),
+    "list_tasks": Expected("GET", "/api/v1/workspaces/{workspace}/tasks", (401, 404, 200, 403, 403, 403)),
+    "read_task_log": Expected("GET", "/api/v1/workspaces/{workspace}/tasks/0/log", (401, 404, 200, 403, 403, 403)),
     "workspace_events": Expected("GET", "/api/v1/workspaces/{workspace}/events", (401, 404, 200, 200, 200, 403)),
     "all_events": Expected("GET", "/api/v1/events", (401, 200, 200, 200, 200, 403)),
     "show_me": Expected("GET", "/api/v1/me", (401, 200, 200, 200, 200, 403)),
     "list_users": Expected("GET", "/api/v1/users", (401, 403, 403, 200, 200, 403)),
     "create_user": Expected("POST", "/api/v1/users", (401, 403, 403, 403, 201, 403), {"name": "new"}),
-    "change_user": Expected("PATCH", "/api/v1/users/{owner}", (401, 403, 403, 403, 200, 403), {}),
+    "change_user": Expected("PATCH", "/api/v1/users/{owner}", (401, 404, 200, 403, 200, 403), {}),
+    "list_credentials": Expected("GET", "/api/v1/users/{owner}/credentials", (401, 404, 200, 403, 200, 403)),
+    "add_credential": Expected(
+        "POST",
+        "/api/v1/users/{owner}/credentials",
+        (401, 404, 201, 403, 201, 403),
+        {"host": "git.example", "secret": "s3cret"},
+    ),
+    "delete_credential": Expected(
+        "DELETE", "/api/v1/users/{owner}/credentials/{credential}", (401, 404, 204, 403, 204, 403)
+    ),
+    "list_variables": Expected("GET", "/api/v1/users/{owner}/variables", (401, 404, 200, 403, 200, 403)),
+    "set_variable": Expected("PUT", "/api/v1/users/{owner}/variables", (401, 404, 200, 403, 200, 403), VARIABLE),
+    "delete_variable": Expected("DELETE", "/api/v1/users/{owner}/variables/{variable}", (401, 404, 204, 403, 204, 403)),
+    "list_organisation_variables": Expected(
+        "GET", "/api/v1/organisations/default/variables", (401, 403, 403, 200, 200, 403)
+    ),
+    "set_organisation_variable": Expected(
+        "PUT", "/api/v1/organisations/default/variables", (401, 403, 403, 200, 200, 403), VARIABLE
+    ),
+    "delete_organisation_variable": Expected(
+        "DELETE", "/api/v1/organisations/default/variables/{shared}", (401, 403, 403, 204, 204, 403)
+    ),
     "list_tokens": Expected("GET", "/api/v1/users/{owner}/tokens", (401, 404, 200, 403, 200, 403)),
     "create_token": Expected("POST", "/api/v1/users/{owner}/tokens", (401, 404, 201, 403, 201, 403), {}),
     "delete_token": Expected("DELETE", "/api/v1/users/{owner}/tokens/{token}", (401, 404, 204, 403, 204, 403)),
@@ -68,6 +95,9 @@ EXPECTED: dict[str, Expected] = {
     "show_version": Expected("GET", "/api/v1/version", ANYONE),
     "show_configuration": Expected("GET", "/api/v1/config", (401, 403, 403, 403, 200, 403)),
     "show_node": Expected("GET", "/api/v1/node", (401, 403, 403, 200, 200, 403)),
+    "download_backup": Expected("GET", "/api/v1/admin/backup", (401, 403, 403, 403, 200, 403)),
+    "upload_backup": Expected("POST", "/api/v1/admin/restore?confirm=true", (401, 403, 403, 403, 200, 403)),
+    "rotate_keys": Expected("POST", "/api/v1/admin/rotate-keys", (401, 403, 403, 403, 200, 403)),
     "metrics": Expected("GET", "/metrics", (401, 403, 403, 200, 200, 403)),
     "healthz": Expected("GET", "/healthz", ANYONE),
     "readyz": Expected("GET", "/readyz", ANYONE),
@@ -123,7 +153,17 @@ async def status_for(world: World, expected: Expected, who: str, streamed: bool)
     workspace = (await world.create(world.client(owner_token)))["id"]
     async with world.database.read() as transaction:
         kept = (await transaction.tokens.page(UserId(owner.id), 1, None)).items[0].id
-    path = expected.path.format(workspace=workspace, owner=owner.id, token=kept)
+        organisation = owner.organisations[0].id
+    async with world.database.write() as transaction:
+        given = Credential(CredentialKind.TOKEN, "registry.example", "ada", "s3cret")
+        credential = (await transaction.secrets.put_credential(owner.id, given, None, world.clock.now())).id
+        own, everyones = [
+            (await transaction.secrets.put_variable(holder, Variable("GREETING", "hi"), world.clock.now())).id
+            for holder in (Holder(owner.id), Holder(organisation, organisation=True))
+        ]
+    path = expected.path.format(
+        workspace=workspace, owner=owner.id, token=kept, credential=credential, variable=own, shared=everyones
+    )
     body = (
         None
         if expected.body is None

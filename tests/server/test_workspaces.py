@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from fairwater.domain.ids import WorkspaceId
+from fairwater.domain.ids import RunNumber, WorkspaceId
+from fairwater.domain.workspaces.notice import Level, Notice
+from fairwater.domain.workspaces.setup import PortRule, Setup, Task
 from fairwater.domain.workspaces.workspace import Event
 from fairwater.ports.accounts import Role
 
-from .conftest import API, World
+from .conftest import API, MakeWorld, World
 
 ROOT_UID = 0
 
@@ -56,7 +58,10 @@ async def test_a_name_in_use_is_refused_until_its_workspace_is_deleted(world: Wo
         ({"context_url": "--upload-pack=evil"}, "bad_context_url"),
         ({"context_url": "https://example.org/a/b", "class": "huge"}, "no_such_class"),
         ({"context_url": "https://example.org/a/b", "name": "../up"}, "bad_name"),
-        ({"context_url": "https://example.org/a/b", "image": "-v /:/host"}, "invalid_request"),
+        ({"context_url": "https://example.org/a/b", "image": "-v /:/host"}, "bad_image"),
+        ({"context_url": "https://example.org/a/b", "image": ""}, "invalid_request"),
+        ({"context_url": "https://example.org/a/b", "image": "registry.example/UPPER"}, "bad_image"),
+        ({"context_url": "https://example.org/a/b", "image": "registry.example/a@sha256:short"}, "bad_image"),
         ({"context_url": "https://example.org/a/b", "colour": "red"}, "invalid_request"),
         ({"context_url": "https://example.org/a/b", "environment": {"A B": "c"}}, "invalid_request"),
         ({"context_url": "https://example.org/a/b", "environment": {"FAIRWATER_REPO_ROOT": "/"}}, "invalid_request"),
@@ -81,11 +86,87 @@ async def test_local_repositories_are_for_the_local_administrator_alone(world: W
     assert (refused.status_code, refused.json()["code"]) == (403, "local_only")
     accepted = await world.client(uid=ROOT_UID).post(f"{API}/workspaces", json=body)
     assert accepted.status_code == 201
-    record = await world.records.load(WorkspaceId(accepted.json()["id"]))
-    assert record is not None
-    assert record.request.local_allowed
-    assert record.request.spec.source is not None
-    assert record.request.spec.source.local
+    request = await world.records.request(WorkspaceId(accepted.json()["id"]), RunNumber(1))
+    assert request is not None
+    assert request.local_allowed
+    assert request.spec.source is not None
+    assert request.spec.source.local
+
+
+@pytest.mark.parametrize("image", ["oci:/srv/images/app", "oci-archive:/srv/app.tar:1", "docker-archive:/srv/app.tar"])
+async def test_images_in_folders_are_for_the_local_administrator_alone(world: World, image: str) -> None:
+    body = {"context_url": "https://example.org/a/b", "image": image}
+    admin = await world.member("root-by-token", Role.ADMIN)
+    refused = await admin.post(f"{API}/workspaces", json=body)
+    assert (refused.status_code, refused.json()["code"]) == (403, "local_only")
+    accepted = await world.client(uid=ROOT_UID).post(f"{API}/workspaces", json=body)
+    request = await world.records.request(WorkspaceId(accepted.json()["id"]), RunNumber(1))
+    assert request is not None
+    assert (request.local_allowed, request.spec.image, request.spec.image_asked) == (True, image, True)
+
+
+async def test_without_an_image_asked_for_it_is_the_default_which_gives_way_to_the_repositorys(
+    make_world: MakeWorld,
+) -> None:
+    world = await make_world(default_image="docker.io/library/debian:12")
+    client = await world.member()
+    made = await world.create(client)
+    assert (made["image"], made["image_asked"], made["setup"]) == ("docker.io/library/debian:12", None, None)
+    request = await world.records.request(WorkspaceId(made["id"]), RunNumber(1))
+    assert request is not None
+    assert (request.spec.image, request.spec.image_asked) == ("docker.io/library/debian:12", False)
+
+
+@pytest.mark.parametrize(
+    "image", ["host", "debian:12", "registry.example:5000/team/app:1.2", f"ghcr.io/a/b@sha256:{'0f' * 32}"]
+)
+async def test_an_image_that_is_asked_for_wins(world: World, image: str) -> None:
+    client = await world.member()
+    made = await world.create(client, image=image)
+    assert (made["image"], made["image_asked"]) == (image, image)
+    request = await world.records.request(WorkspaceId(made["id"]), RunNumber(1))
+    assert request is not None
+    assert request.spec.image_asked
+    assert not request.local_allowed
+
+
+async def test_a_workspace_shows_what_it_was_set_up_with_but_no_environment(world: World) -> None:
+    client = await world.member()
+    made = await world.create(client)
+    setup = Setup(
+        image="debian:12",
+        image_why="asked for in .gitpod.yml:1",
+        digest="sha256:0f",
+        file=".gitpod.yml",
+        user="gitpod",
+        home="/home/gitpod",
+        folder="/workspace/repo/app",
+        repository="/workspace/repo",
+        container_environment=(("TOKEN", "hunter2"),),
+        remote_environment=(("OTHER", "hunter2"),),
+        tasks=(Task(0, "build", "make SECRET=hunter2", (("A", "hunter2"),)),),
+        ports=(PortRule(8080, 8081, "web"),),
+        notices=(Notice(Level.WARNING, "unsupported_key", "build is not supported", ".devcontainer.json", 3, 5),),
+    )
+    await world.records.note_setup(WorkspaceId(made["id"]), setup)
+    answer = await client.get(f"{API}/workspaces/{made['id']}")
+    shown = answer.json()["setup"]
+    assert shown["image"] == "debian:12"
+    assert (shown["image_why"], shown["digest"]) == ("asked for in .gitpod.yml:1", "sha256:0f")
+    assert (shown["user"], shown["folder"], shown["file"]) == ("gitpod", "/workspace/repo/app", ".gitpod.yml")
+    assert shown["tasks"] == [{"number": 0, "name": "build"}]
+    assert (shown["ports"][0]["first"], shown["ports"][0]["visibility"]) == (8080, "private")
+    assert shown["notices"] == [
+        {
+            "level": "warning",
+            "code": "unsupported_key",
+            "message": "build is not supported",
+            "file": ".devcontainer.json",
+            "line": 3,
+            "column": 5,
+        }
+    ]
+    assert "hunter2" not in answer.text
 
 
 async def test_other_peers_of_the_unix_socket_are_nobody(world: World) -> None:

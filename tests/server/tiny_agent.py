@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from fairwater.domain.failure import Permanent
+from fairwater.domain.failure import Permanent, Temporary
 from fairwater.domain.ids import RunNumber, WorkspaceId
-from fairwater.domain.workspaces.run import RunFacts, RunState
+from fairwater.domain.workspaces.run import RunFacts, RunState, TaskFacts, TaskState
 from fairwater.ports.agent import Fact, FileEntry, Hello, StartRequest
 from fairwater.ports.process import Channel, ExecRequest, TerminalSize
 
@@ -82,6 +82,9 @@ class TinyAgent:
         self.requests: list[ExecRequest] = []
         self.asked = asyncio.Event()
         self.failure: Permanent | None = None
+        self.task_facts: tuple[TaskFacts, ...] = (TaskFacts(0, "build", TaskState.RUNNING),)
+        self.task_logs: dict[int, list[bytes]] = {0: [b"building\n"]}
+        self.task_over = asyncio.Event()
 
     async def hello(self) -> Hello:
         if self.failure is not None:
@@ -134,3 +137,42 @@ class TinyAgent:
 
     async def logs(self, workspace: WorkspaceId, run: RunNumber, *, follow: bool = False) -> AsyncIterator[bytes]:
         yield f"run {run} of {workspace}\n".encode()
+
+    async def tasks(self, workspace: WorkspaceId, run: RunNumber) -> tuple[TaskFacts, ...]:
+        if self.failure is not None:
+            raise self.failure
+        return self.task_facts
+
+    async def task_log(
+        self, workspace: WorkspaceId, run: RunNumber, task: int, *, follow: bool = False
+    ) -> AsyncIterator[bytes]:
+        if task not in self.task_logs:
+            raise Permanent(f"there is no task {task}", code="no_such_task")
+        for piece in self.task_logs[task]:
+            yield piece
+        if follow:
+            await self.task_over.wait()
+
+
+class TinyCopies:
+    """A database's backups: the bytes it gives, and those it was given."""
+
+    def __init__(self) -> None:
+        self.pieces = [b"first ", b"second"]
+        self.failure: Temporary | None = None
+        self.fails_at = 1
+        self.restored: bytes | None = None
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+
+    async def backup(self) -> AsyncIterator[bytes]:
+        for number, piece in enumerate(self.pieces):
+            if number == 1:
+                await self.go_on.wait()
+            if number == self.fails_at and self.failure is not None:
+                raise self.failure
+            yield piece
+
+    async def restore(self, chunks: AsyncIterator[bytes]) -> dict[str, int]:
+        self.restored = b"".join([chunk async for chunk in chunks])
+        return {"users": 1}

@@ -97,6 +97,9 @@ class Client:
     def patch(self, path: str, body: dict[str, Any]) -> Any:
         return self._json("PATCH", path, json=body)
 
+    def put(self, path: str, body: dict[str, Any]) -> Any:
+        return self._json("PUT", path, json=body)
+
     def delete(self, path: str) -> Any:
         return self._json("DELETE", path)
 
@@ -104,6 +107,12 @@ class Client:
         """Sends what `source` has, a piece at a time, however long it takes."""
         timeout = httpx2.Timeout(_SILENCE_S, connect=5.0, read=None)
         return self._json("PUT", path, content=iter(lambda: source.read(1 << 18), b""), timeout=timeout)
+
+    def post_stream(self, path: str, pieces: Iterator[bytes], **params: Any) -> Any:
+        """Posts `pieces` as they come, and waits for the answer however long it takes."""
+        timeout = httpx2.Timeout(_SILENCE_S, connect=5.0, read=None)
+        headers = {"Content-Type": "application/octet-stream"}
+        return self._json("POST", path, params=_given(params), content=pieces, headers=headers, timeout=timeout)
 
     @contextmanager
     def stream(self, path: str, *, silence_s: float | None = None, **params: Any) -> Iterator[httpx2.Response]:

@@ -28,6 +28,22 @@ def users(ctx: Any, args: list[str], incomplete: str) -> list[tuple[str, str]]:
     ]
 
 
+def credentials(ctx: Any, args: list[str], incomplete: str) -> list[tuple[str, str]]:
+    return [
+        (str(item["host"]), str(item.get("kind", "")))
+        for item in _items("/users/me/credentials", ctx)
+        if str(item["host"]).startswith(incomplete)
+    ]
+
+
+def variables(ctx: Any, args: list[str], incomplete: str) -> list[tuple[str, str]]:
+    return [
+        (str(item["name"]), str(item.get("repository", "")))
+        for item in _items("/users/me/variables", ctx)
+        if str(item["name"]).startswith(incomplete)
+    ]
+
+
 def _items(path: str, ctx: Any) -> list[dict[str, Any]]:
     from fairwater.cli.client import Client
     from fairwater.cli.connection import find_target

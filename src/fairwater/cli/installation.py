@@ -31,7 +31,8 @@ from fairwater.domain.failure import Permanent, Temporary
 from fairwater.domain.workspaces.context import Scheme, parse_context
 from fairwater.domain.workspaces.workspace import ACTIVE
 from fairwater.ports.agent import API_VERSION, VERSION_HEADER
-from fairwater.settings import Settings, load_settings
+from fairwater.settings import KEYS, Settings, load_settings
+from fairwater.settings_sources import variable_of
 
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _PROXIES = tuple(name for proxy in ("http", "https", "no") for name in (f"{proxy}_proxy", f"{proxy}_proxy".upper()))
@@ -173,7 +174,8 @@ class Installation:
         kept["PYTHONUNBUFFERED"] = "1"
         settings = self.settings.environment()
         proxies = {name: os.environ[name] for name in _PROXIES if name in os.environ}
-        own = {name: text for name, text in settings.items() if name != "FAIRWATER_SERVER_DATABASE_URL"}
+        secret = {variable_of(key.name) for key in KEYS if key.secret}
+        own = {name: text for name, text in settings.items() if name not in secret}
         command = (sys.executable, "-I", "-m", "fairwater.cli.main")
         where = ("run", "--data-dir", str(self.data.root))
         return (

@@ -7,12 +7,13 @@ came from elsewhere is stripped of control characters, so that no name or reason
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import IntEnum
-from typing import Any
+from typing import Any, TextIO
 
 
 class ExitCode(IntEnum):
@@ -35,14 +36,20 @@ def write_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_line(text: str = "") -> None:
-    sys.stdout.write(clean(text) + "\n")
+def write_line(text: str = "", style: str = "") -> None:
+    """`style` red or yellow shows on a terminal alone."""
+    sys.stdout.write(_styled(clean(text), style, sys.stdout) + "\n")
 
 
-def say(text: str) -> None:
+def say(text: str, style: str = "") -> None:
     """Tells the person something beside the answer."""
-    sys.stderr.write(clean(text) + "\n")
+    sys.stderr.write(_styled(clean(text), style, sys.stderr) + "\n")
     sys.stderr.flush()
+
+
+def _styled(text: str, style: str, stream: TextIO) -> str:
+    code = {"red": 31, "yellow": 33}.get(style)
+    return f"\x1b[{code}m{text}\x1b[0m" if code and stream.isatty() and not os.environ.get("NO_COLOR") else text
 
 
 def write_table(columns: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> None:

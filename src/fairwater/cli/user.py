@@ -106,6 +106,25 @@ def code(client: Client, user: UserArgument, as_json: JsonOption = False) -> Non
     say(f"log in with: fairwater login --server {url} {made['code']}")
 
 
+@app.command()
+@connected
+def dotfiles(
+    client: Client,
+    url: Annotated[str | None, typer.Argument(metavar="[URL]", help="Repository with your dotfiles.")] = None,
+    none: Annotated[bool, typer.Option("--none", help="Bring in none.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show or choose the repository that is brought into the home directory of your new workspaces."""
+    if none and url is not None:
+        raise typer.BadParameter("give either a URL or --none, not both")
+    changed = none or url is not None
+    me = client.patch("/users/me", {"dotfiles_url": url}) if changed else client.get("/me")
+    if as_json:
+        write_json({"dotfiles_url": me.get("dotfiles_url")})
+        return
+    write_line(str(me.get("dotfiles_url") or "none"))
+
+
 def _find(client: Client, user: str) -> dict[str, Any]:
     found = [one for one in client.items("/users") if user in {one["name"], one["id"]}]
     if not found:

@@ -55,14 +55,15 @@ class PlainDisplay:
 
     def progress(self, name: str, progress: dict[str, Any]) -> None:
         done, total = progress.get("done") or 0, progress.get("total")
+        key = line = f"{name}: {progress.get('step')}"
         if total:
-            self._once(name, f"{name}: {progress.get('step')} {done * 10 // total * 10} %")
-        else:
-            self._once(name, f"{name}: {progress.get('step')}")
+            key += f" {done * 10 // total * 10} %"
+            line = key + (f", {_amount(progress)}" if _amount(progress) else "")
+        self._once(name, line, key)
 
-    def _once(self, name: str, line: str) -> None:
-        if self._said.get(name) != line:
-            self._said[name] = line
+    def _once(self, name: str, line: str, key: str | None = None) -> None:
+        if self._said.get(name) != (key or line):
+            self._said[name] = key or line
             say(line)
 
 
@@ -79,8 +80,8 @@ class TerminalDisplay:
     def progress(self, name: str, progress: dict[str, Any]) -> None:
         done, total = int(progress.get("done") or 0), progress.get("total")
         text = f"{name}: {progress.get('step')}"
-        if progress.get("unit") in {"B", "bytes"} and done:
-            text += f", {format_bytes(done)}"
+        if done and _amount(progress):
+            text += f", {_amount(progress)}"
         self._show(name, text, done, total)
 
     def _show(self, name: str, text: str, done: int, total: int | None) -> None:
@@ -89,6 +90,14 @@ class TerminalDisplay:
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task("", total=None)
         self._bars.update(self._tasks[name], description=escape(clean(text)), completed=done, total=total)
+
+
+def _amount(progress: dict[str, Any]) -> str:
+    """`12 MiB of 1.5 GiB`, where bytes are counted."""
+    if progress.get("unit") not in {"B", "bytes"}:
+        return ""
+    done, total = int(progress.get("done") or 0), progress.get("total")
+    return format_bytes(done) + (f" of {format_bytes(int(total))}" if total else "")
 
 
 @contextmanager

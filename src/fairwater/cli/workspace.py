@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fairwater.cli import completion, workspace_access
+from fairwater.cli import completion, workspace_access, workspace_tasks
 from fairwater.cli.command import JsonOption, YesOption, application, confirm, connected
 from fairwater.cli.output import age, say, write_fields, write_json, write_line, write_table
 from fairwater.cli.problem import workspace_path
+from fairwater.cli.setup_view import image_line, notices, setup_fields
 from fairwater.cli.wait import DELETED, RUNNING, STOPPED, Goal, display, wait_for
 from fairwater.domain.units import parse_seconds
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 app = application("Create, start, stop, enter and delete workspaces. ID is an id, a unique beginning of it, or a name.")
 workspace_access.add_to(app)
+workspace_tasks.add_to(app)
 
 WorkspaceArgument = Annotated[
     str, typer.Argument(metavar="ID", help="Id, unique prefix or name.", autocompletion=completion.workspaces)
@@ -35,7 +37,14 @@ def create(
     client: Client,
     git_url: Annotated[str, typer.Argument(metavar="GIT_URL", help="Repository, a page of it, or a local folder.")],
     workspace_class: Annotated[str, typer.Option("--class", help="standard or xl.")] = "standard",
-    image: Annotated[str, typer.Option(help="Image; host is the machine's own /usr.")] = "host",
+    image: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IMAGE",
+            help="Such as debian:12, or host: the machine's own /usr. By default, what the repository asks for.",
+            show_default=False,
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="A name of your choice.", show_default=False)] = None,
     env: Annotated[list[str] | None, typer.Option("--env", "-e", help="NAME=VALUE; may be repeated.")] = None,
     command: Annotated[
@@ -50,9 +59,10 @@ def create(
     body: dict[str, Any] = {
         "context_url": context_url(git_url),
         "class": workspace_class,
-        "image": image,
         "environment": environment(env or []),
     }
+    if image is not None:
+        body["image"] = image
     if name is not None:
         body["name"] = name
     if command is not None:
@@ -106,12 +116,15 @@ def show(client: Client, workspace: WorkspaceArgument, as_json: JsonOption = Fal
         ("address", item["url"]),
         ("repository", item["context_url"]),
         ("class", item["class"]),
-        ("image", item["image"]),
+        ("image", image_line(item)),
+        *setup_fields(item),
         ("command", shlex.join(item["command"]) if item.get("command") else None),
         ("cluster", item["cluster"]),
         ("owner", item["owner"]),
         ("created", item["created_at"]),
     ])  # fmt: skip
+    for line, style in notices(item):
+        write_line(line, style)
 
 
 @app.command()
@@ -194,7 +207,21 @@ def _finish(client: Client, item: dict[str, Any], done: str, goal: Goal | None, 
     name = item["name"] or item["id"]
     write_line(f"{name}  {item['id']}  {item['phase'] if goal else done}")
     if item["phase"] == "running":
+        _tell_setup(item)
         say(f"address: {item['url']}\nenter it: fairwater ws exec {name} -- bash -l")
+
+
+def _tell_setup(item: dict[str, Any]) -> None:
+    """What a workspace that runs was set up with, and what became of its tasks so far."""
+    if not item.get("setup"):
+        return
+    say(f"image: {image_line(item)}")
+    for line, style in notices(item):
+        say(line, style)
+    tasks = item["setup"].get("tasks") or ()
+    if tasks:
+        names = ", ".join(task["name"] or f"#{task['number']}" for task in tasks)
+        say(f"tasks started: {names}; fairwater ws tasks {item['name'] or item['id']} --wait waits for them")
 
 
 def context_url(text: str) -> str:

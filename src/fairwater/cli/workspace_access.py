@@ -1,4 +1,4 @@
-"""`fairwater workspace exec | logs | events | files`: what people and coding agents do with a running workspace."""
+"""`fairwater workspace exec | events | files`: what people and coding agents do with a running workspace."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ WorkspaceArgument = Annotated[
 def add_to(app: typer.Typer) -> None:
     """Adds these commands to those of the noun."""
     app.command("exec")(execute)
-    app.command()(logs)
     app.command()(events)
     app.add_typer(files, name="files")
 
@@ -67,19 +66,6 @@ def execute(
     }
     path = workspace_path(workspace, "exec")
     raise typer.Exit(terminal.run(client.target, path, request, stdin=stdin, use_terminal=use_terminal))
-
-
-@connected
-def logs(
-    client: Client,
-    workspace: WorkspaceArgument,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
-) -> None:
-    """Print what bringing in the content and the first process have printed."""
-    with client.stream(workspace_path(workspace, "logs"), follow=str(follow).lower()) as response:
-        for chunk in response.iter_raw() if "content-encoding" not in response.headers else response.iter_bytes():
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
 
 
 @connected

@@ -38,7 +38,10 @@ class Organisation:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A person or a program. `organisations` in the order of joining; a new workspace belongs to the first."""
+    """A person or a program. `organisations` in the order of joining; a new workspace belongs to the first.
+
+    `dotfiles_url` is a repository brought into the home directory of each new workspace.
+    """
 
     id: UserId
     name: str
@@ -46,6 +49,7 @@ class Account:
     blocked: bool
     created_at: datetime
     organisations: tuple[Organisation, ...] = ()
+    dotfiles_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +91,16 @@ class Accounts(Protocol):
 
     async def change(self, user: UserId, role: Role | None, blocked: bool | None) -> Account | None: ...
 
+    async def set_dotfiles(self, user: UserId, url: str | None) -> Account | None: ...
+
 
 class Organisations(Protocol):
     async def page(self, limit: int, cursor: str | None, member: UserId | None) -> Page[Organisation]:
         """All, or those of `member`. Raises Permanent: `bad_cursor`."""
+        ...
+
+    async def find(self, reference: str) -> Organisation | None:
+        """By id, else by name."""
         ...
 
 

@@ -9,13 +9,18 @@ from typing import Protocol
 from fairwater.domain.ids import OrganisationId, RunNumber, UserId, WorkspaceId
 from fairwater.domain.workspaces.deadlines import Deadline
 from fairwater.domain.workspaces.run import Progress
+from fairwater.domain.workspaces.setup import Setup
 from fairwater.domain.workspaces.workspace import Event, Phase, Workspace
 from fairwater.ports.accounts import Page
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a person asks for when creating a workspace. `local_allowed`: the repository may be a `file://` one."""
+    """What a person asks for when creating a workspace.
+
+    `image` is `image_asked`, else the default, which gives way to what the repository's configuration asks for.
+    `local_allowed`: the repository may be a `file://` one, the image a folder or archive of the machine.
+    """
 
     name: str
     context_url: str
@@ -24,13 +29,14 @@ class Order:
     command: tuple[str, ...] | None
     environment: tuple[tuple[str, str], ...]
     local_allowed: bool
+    image_asked: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A workspace with all that people see of it; its environment is left out, for it may hold secrets.
 
-    `organisation` is its name.
+    `organisation` is its name. `setup` is what the current or last run was set up with, None until that is decided.
     """
 
     workspace: Workspace
@@ -45,6 +51,8 @@ class Entry:
     created_at: datetime
     deadline: Deadline | None
     progress: Progress | None = None
+    image_asked: str | None = None
+    setup: Setup | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +71,10 @@ class HistoryLine:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """A change that is in the database now. `asked_at` is when the workspace's current run was asked for."""
+    """A change that is in the database now. `asked_at` is when the workspace's current run was asked for.
+
+    `elsewhere`: another server on the same database has made it, and counts it.
+    """
 
     before: Phase
     after: Workspace
@@ -72,6 +83,7 @@ class Committed:
     workspace_class: str
     asked_at: datetime | None
     at: datetime
+    elsewhere: bool = False
 
 
 class Catalogue(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 
@@ -19,7 +20,21 @@ from fairwater.server.body_limit import BodyLimit
 from fairwater.server.bus import EventBus
 from fairwater.server.metrics import Metrics
 from fairwater.server.options import ServerOptions
-from fairwater.server.routes import events, exec, files, login, logs, platform, terminal, users, workspaces
+from fairwater.server.routes import (
+    administration,
+    credentials,
+    events,
+    exec,
+    files,
+    login,
+    logs,
+    platform,
+    tasks,
+    terminal,
+    users,
+    variables,
+    workspaces,
+)
 from fairwater.server.services import Services
 from fairwater.serving.problems import install_problems
 
@@ -34,6 +49,10 @@ STATUSES = {
     "no_such_token": 404,
     "no_such_file": 404,
     "no_such_code": 404,
+    "no_such_credential": 404,
+    "no_such_variable": 404,
+    "no_such_organisation": 404,
+    "no_such_task": 404,
     "no_such_folder": 404,
     "access_denied": 403,
     "too_large": 413,
@@ -42,6 +61,10 @@ STATUSES = {
     "command_not_executable": 422,
     "bad_context_url": 422,
     "bad_name": 422,
+    "bad_image": 422,
+    "bad_host": 422,
+    "bad_pattern": 422,
+    "bad_ssh_key": 422,
     "no_such_class": 422,
     "no_such_image": 422,
     "command_not_found": 422,
@@ -51,6 +74,9 @@ STATUSES = {
     "idempotency_in_progress": 409,
     "exec_timeout": 504,
     "quota_exceeded": 507,
+    "wrong_master_key": 500,
+    "sealed_damaged": 500,
+    "not_offered": 501,
 }
 """Codes of failures whose status is not the one of their kind: see `serving/problems.py`."""
 
@@ -65,8 +91,10 @@ def create_app(
     clock: Clock,
     options: ServerOptions,
     bus: EventBus,
+    backup: Callable[[], AsyncIterator[bytes]] | None = None,
+    restore: Callable[[AsyncIterator[bytes]], Awaitable[Any]] | None = None,
 ) -> FastAPI:
-    """`bus` is to be told by the store: give `bus.committed` and `bus.progressed` to it."""
+    """`bus` is to be told by the store: give `bus.committed` and `bus.progressed` to it. `backup`: see `Services`."""
     metrics = Metrics(options.cluster)
     bus.listen(metrics.observe)
     services = Services(
@@ -80,6 +108,8 @@ def create_app(
         bus=bus,
         metrics=metrics,
         authenticator=Authenticator(database, clock, options),
+        backup=backup,
+        restore=restore,
     )
     app = FastAPI(
         title="Fairwater",
@@ -96,7 +126,10 @@ def create_app(
     app.add_middleware(BodyLimit)
     gate = [Depends(authorise)]
     api = APIRouter(prefix=PREFIX)
-    for module in (workspaces, exec, terminal, files, logs, events, users, login, platform):
+    for module in (
+        workspaces, exec, terminal, files, logs, tasks, events, users, credentials, variables, login, platform,
+        administration,
+    ):  # fmt: skip
         api.include_router(module.router)
     app.include_router(api, dependencies=gate)
     app.include_router(platform.root_router, dependencies=gate)

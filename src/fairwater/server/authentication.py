@@ -99,14 +99,27 @@ class Authenticator:
             raise blocked()
         return principal
 
-    def forget(self, user: UserId, token: str | None = None) -> None:
-        """To be called after a change of an account or a token: believed no longer, and its open streams end."""
+    def forget(self, user: UserId, token: str | None = None, *, may_stay: bool = False) -> None:
+        """To be called after a change of an account or a token: believed no longer, and its open streams end.
+
+        `may_stay`: nothing has changed of what it may do, and its streams go on.
+        """
         self._changes += 1
         self._cached.clear()
+        if may_stay:
+            return
         self._changed[user] = self._changes
         for holder, shown, revoked in tuple(self._open):
             if holder == user and (token is None or token == shown):
                 revoked.set()
+
+    def forget_all(self) -> None:
+        """To be called when every account may have changed: nobody is believed, and all open streams end."""
+        self._changes += 1
+        self._cached.clear()
+        for holder, _, revoked in tuple(self._open):
+            self._changed[holder] = self._changes
+            revoked.set()
 
     @contextmanager
     def staying(self, principal: Principal, revoked: asyncio.Event) -> Iterator[None]:

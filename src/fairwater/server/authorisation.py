@@ -43,21 +43,35 @@ RULES: dict[str, Rule] = {
     "read_file": Rule.OWNER,
     "write_file": Rule.OWNER,
     "read_logs": Rule.OWNER,
+    "list_tasks": Rule.OWNER,
+    "read_task_log": Rule.OWNER,
     "workspace_events": Rule.OWNER_OR_STAFF,
     "all_events": Rule.ACCOUNT,
     "show_me": Rule.ACCOUNT,
     "list_users": Rule.OPERATOR,
     "create_user": Rule.ADMIN,
-    "change_user": Rule.ADMIN,
+    "change_user": Rule.SELF_OR_ADMIN,  # role and blocked: administrators alone
     "list_tokens": Rule.SELF_OR_ADMIN,
     "create_token": Rule.SELF_OR_ADMIN,
     "delete_token": Rule.SELF_OR_ADMIN,
+    "list_credentials": Rule.SELF_OR_ADMIN,
+    "add_credential": Rule.SELF_OR_ADMIN,
+    "delete_credential": Rule.SELF_OR_ADMIN,
+    "list_variables": Rule.SELF_OR_ADMIN,
+    "set_variable": Rule.SELF_OR_ADMIN,
+    "delete_variable": Rule.SELF_OR_ADMIN,
     "list_organisations": Rule.ACCOUNT,
+    "list_organisation_variables": Rule.OPERATOR,
+    "set_organisation_variable": Rule.OPERATOR,
+    "delete_organisation_variable": Rule.OPERATOR,
     "create_login_code": Rule.ADMIN,
     "exchange_login_code": Rule.ANYONE,
     "show_version": Rule.ANYONE,
     "show_configuration": Rule.ADMIN,
     "show_node": Rule.OPERATOR,
+    "download_backup": Rule.ADMIN,
+    "upload_backup": Rule.ADMIN,
+    "rotate_keys": Rule.ADMIN,
     "metrics": Rule.OPERATOR,
     "healthz": Rule.ANYONE,
     "readyz": Rule.ANYONE,
@@ -124,7 +138,7 @@ async def account_for(
     rule: Rule = connection.scope["fairwater.rule"]
     if account is not None and rule is Rule.SELF_OR_ADMIN and account.id != principal.id:
         if principal.account.role is Role.OPERATOR:
-            raise forbidden("tokens are for their holder and for administrators")
+            raise forbidden("this is for the account itself and for administrators")
         if principal.account.role is not Role.ADMIN:
             account = None
     if account is None:

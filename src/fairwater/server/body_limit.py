@@ -1,12 +1,15 @@
-"""Bounds the bodies that the server takes as a whole. A file for a workspace (PUT) is a stream, and passes."""
+"""Bounds the bodies that the server takes as a whole. What it takes as a stream passes: files, and backups."""
 
 from __future__ import annotations
+
+import re
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fairwater.serving.problems import problem
 
+_STREAMED = re.compile(r"PUT /api/v1/workspaces/[^/]+/files/.*|POST /api/v1/admin/restore", re.DOTALL)
 BODY_BYTES_MAX = 4 * 1024 * 1024
 
 
@@ -17,7 +20,7 @@ class BodyLimit:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] == "PUT":
+        if scope["type"] != "http" or _STREAMED.fullmatch(f"{scope['method']} {scope['path']}"):
             await self._app(scope, receive, send)
             return
         for name, value in scope["headers"]:

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, TypeVar
 
-from fairwater.domain.workspaces.run import Progress
+from fairwater.domain.workspaces.notice import Notice
+from fairwater.domain.workspaces.run import Progress, TaskFacts
+from fairwater.domain.workspaces.setup import Setup
 from fairwater.ports.accounts import Account, Organisation, Page, Token
 from fairwater.ports.agent import Fact, FileEntry
 from fairwater.ports.catalogue import Entry, HistoryLine
+from fairwater.ports.vault import StoredCredential, StoredVariable
 from fairwater.server.options import ServerOptions
 
 T = TypeVar("T")
@@ -39,6 +42,8 @@ def workspace_document(entry: Entry, options: ServerOptions) -> dict[str, Any]:
         "context_url": entry.context_url,
         "class": entry.workspace_class,
         "image": entry.image,
+        "image_asked": entry.image_asked,
+        "setup": setup_document(entry.setup),
         "cluster": options.cluster,
         "owner": entry.owner_name,
         "organisation": entry.organisation,
@@ -48,6 +53,58 @@ def workspace_document(entry: Entry, options: ServerOptions) -> dict[str, Any]:
         "deadline": {"kind": deadline.kind.value, "at": moment(deadline.at)} if deadline else None,
         "command": list(entry.command) if entry.command is not None else None,
         "snapshot_age_s": None,
+    }
+
+
+def setup_document(setup: Setup | None) -> dict[str, Any] | None:
+    """Never what is in the environment: it may be secret."""
+    if setup is None:
+        return None
+    return {
+        "image": setup.image,
+        "image_why": setup.image_why,
+        "digest": setup.digest,
+        "file": setup.file,
+        "user": setup.user,
+        "home": setup.home,
+        "folder": setup.folder,
+        "repository": setup.repository,
+        "tasks": [{"number": task.number, "name": task.name} for task in setup.tasks],
+        "ports": [
+            {
+                "first": rule.first,
+                "last": rule.last,
+                "name": rule.name,
+                "description": rule.description,
+                "visibility": rule.visibility.value,
+                "on_open": rule.on_open,
+                "protocol": rule.protocol,
+            }
+            for rule in setup.ports
+        ],
+        "notices": [notice_document(notice) for notice in setup.notices],
+    }
+
+
+def notice_document(notice: Notice) -> dict[str, Any]:
+    return {
+        "level": notice.level.value,
+        "code": notice.code,
+        "message": notice.message,
+        "file": notice.file,
+        "line": notice.line,
+        "column": notice.column,
+    }
+
+
+def task_document(task: TaskFacts) -> dict[str, Any]:
+    return {
+        "number": task.number,
+        "name": task.name,
+        "state": task.state.value,
+        "exit_status": task.exit_status,
+        "started_at": moment(task.started_at) if task.started_at else None,
+        "ended_at": moment(task.ended_at) if task.ended_at else None,
     }
 
 
@@ -75,6 +132,7 @@ def account_document(account: Account) -> dict[str, Any]:
         "blocked": account.blocked,
         "created_at": moment(account.created_at),
         "organisations": [organisation.name for organisation in account.organisations],
+        "dotfiles_url": account.dotfiles_url,
     }
 
 
@@ -85,6 +143,30 @@ def token_document(token: Token) -> dict[str, Any]:
         "user": token.user,
         "created_at": moment(token.created_at),
         "expires_at": moment(token.expires_at) if token.expires_at else None,
+    }
+
+
+def credential_document(credential: StoredCredential) -> dict[str, Any]:
+    return {
+        "id": credential.id,
+        "kind": credential.kind.value,
+        "host": credential.host,
+        "username": credential.username,
+        "plain_http": credential.plain_http,
+        "fingerprint": credential.fingerprint,
+        "created_at": moment(credential.created_at),
+    }
+
+
+def variable_document(variable: StoredVariable) -> dict[str, Any]:
+    """`value` is null where it is secret."""
+    return {
+        "id": variable.id,
+        "name": variable.name,
+        "value": variable.value,
+        "repository": variable.repository,
+        "secret": variable.secret,
+        "created_at": moment(variable.created_at),
     }
 
 

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field, StringConstraints
 
+from fairwater.domain.workspaces.secrets import CredentialKind
 from fairwater.ports.accounts import Role
+from fairwater.ports.vault import VALUE_BYTES_MAX
 
 RESERVED_VARIABLES = frozenset(
     {
@@ -58,11 +60,14 @@ class Message(BaseModel):
 
 
 class CreateWorkspace(Message):
-    """`start` false creates it stopped. `command` is the first process; without one, the workspace just waits."""
+    """`start` false creates it stopped. `command` is the first process; without one, the workspace just waits.
+
+    `image` null leaves it to the repository's configuration, and to the server's default where that says nothing.
+    """
 
     context_url: str = Field(max_length=4096)
     workspace_class: str = Field("standard", alias="class", max_length=63)
-    image: str = Field("host", pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}$")
+    image: str | None = Field(None, min_length=1, max_length=255)
     name: str | None = Field(None, max_length=255)
     command: Command | None = None
     environment: Annotated[Environment, AfterValidator(_unreserved)] = Field(default_factory=dict)
@@ -110,8 +115,42 @@ class CreateUser(Message):
 
 
 class ChangeUser(Message):
+    """`role` and `blocked` are for administrators. `dotfiles_url` null removes it; left out, it stays as it is."""
+
     role: Role | None = None
     blocked: bool | None = None
+    dotfiles_url: str | None = Field(None, max_length=2048)
+
+
+Secret = Annotated[str, StringConstraints(min_length=1, max_length=VALUE_BYTES_MAX), AfterValidator(_without_nul)]
+Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+
+
+class AddCredential(Message):
+    """`secret` is a token or password, or a private SSH key without a passphrase. It is never shown again.
+
+    `plain_http`: it may be sent without TLS.
+    """
+
+    kind: CredentialKind = CredentialKind.TOKEN
+    host: str = Field(max_length=320)
+    username: str = Field("", pattern=r"^[^\x00-\x1f\x7f:]*$", max_length=255)
+    secret: Secret = Field(repr=False)
+    plain_http: bool = False
+
+
+class SetVariable(Message):
+    """`repository` is a pattern such as `org/repo`, `org/*` or `host/org/repo`; "" is every repository.
+
+    A value that is `secret` is never shown again.
+    """
+
+    name: Identifier
+    value: Annotated[str, StringConstraints(max_length=VALUE_BYTES_MAX), AfterValidator(_without_nul)] = Field(
+        repr=False
+    )
+    repository: str = Field("", max_length=255)
+    secret: bool = False
 
 
 class CreateToken(Message):

@@ -18,7 +18,8 @@ class ServerOptions:
 
     `configuration` is what `GET /config` shows, secrets masked already. `account_cache_s` is for how long a token's
     account is believed without asking the database: a change made through another server takes that long to be felt,
-    one made through this server acts at once. Times are in seconds.
+    one made through this server acts at once. `default_image` is that of a workspace for which neither a person nor the
+    repository names one. Times are in seconds.
     """
 
     public_url: str = "http://localhost:7080"
@@ -27,6 +28,7 @@ class ServerOptions:
     administrator_uids: frozenset[int] = frozenset({0})
     configuration: Mapping[str, Any] = field(default_factory=dict)
     cluster: str = "local"
+    default_image: str = "host"
     account_cache_s: float = 3.0
     keep_alive_s: float = 15.0
 

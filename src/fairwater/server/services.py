@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import HTTPConnection
 
@@ -19,7 +20,11 @@ from fairwater.server.options import ServerOptions
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """`wake` pokes the workspaces loop; `node_facts` asks the node what it offers."""
+    """`wake` pokes the workspaces loop; `node_facts` asks the node what it offers.
+
+    `backup` gives the database as it is at one moment; `restore` puts one in its place, and returns what it held by
+    table. Each is None where this server cannot.
+    """
 
     database: Database
     wake: Callable[[WorkspaceId], None]
@@ -31,6 +36,8 @@ class Services:
     bus: EventBus
     metrics: Metrics
     authenticator: Authenticator
+    backup: Callable[[], AsyncIterator[bytes]] | None = None
+    restore: Callable[[AsyncIterator[bytes]], Awaitable[Any]] | None = None
     under_way: set[tuple[UserId, str]] = field(default_factory=set)
     """The idempotency keys whose first request this server is answering."""
 

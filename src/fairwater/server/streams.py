@@ -20,6 +20,8 @@ class Watched(Generic[T]):
         self._source = source
         self._ends = [asyncio.ensure_future(end.wait()) for end in ends if end is not None]
         self._next: asyncio.Task[tuple[T] | None] | None = None
+        self.ended = False
+        """Whether the source has come to its own end."""
 
     async def begin(self, timeout_s: float) -> None:
         """Waits for the first item, `timeout_s` at most: what fails at once is raised here, and not in an answer."""
@@ -41,6 +43,7 @@ class Watched(Generic[T]):
                 return
             item, self._next = self._next.result(), None
             if item is None:
+                self.ended = True
                 return
             yield item[0]
 

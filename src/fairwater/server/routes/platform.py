@@ -66,8 +66,8 @@ async def metrics(request: Request, who: Caller) -> Response:
 
 async def _database(services: Services) -> str:
     try:
-        async with asyncio.timeout(_READINESS_TIMEOUT_S), services.database.read() as transaction:
-            await transaction.history.newest()
+        async with asyncio.timeout(_READINESS_TIMEOUT_S):
+            await services.database.ping()
     except TimeoutError:
         return "does not answer"
     except (Temporary, Permanent) as failure:

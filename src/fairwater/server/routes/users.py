@@ -9,10 +9,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from fairwater.domain.failure import Permanent
-from fairwater.ports.accounts import ADMINISTRATOR
+from fairwater.domain.workspaces.context import Scheme, parse_context
+from fairwater.ports.accounts import ADMINISTRATOR, Role
 from fairwater.ports.database import Transaction
 from fairwater.server.authentication import new_secret
-from fairwater.server.authorisation import Caller, account_for, find_account, no_such_user
+from fairwater.server.authorisation import Caller, account_for, forbidden
 from fairwater.server.documents import account_document, organisation_document, page_document, token_document
 from fairwater.server.idempotency import Reply, answer_once, json_response
 from fairwater.server.messages import ChangeUser, CreateToken, CreateUser
@@ -53,19 +54,27 @@ async def create_user(request: Request, who: Caller, body: CreateUser) -> Respon
 async def change_user(request: Request, who: Caller, user: str, body: ChangeUser) -> Response:
     """Acts at once, on open streams too."""
     services = services_of(request)
+    powers = body.role is not None or body.blocked is not None
+    if powers and who.account.role is not Role.ADMIN:
+        raise forbidden("role and blocked are for administrators to change")
+    if body.dotfiles_url is not None and parse_context(body.dotfiles_url).scheme is Scheme.FILE:
+        raise Permanent(
+            "dotfiles come from where every workspace can reach them: give an https or ssh URL", code="bad_context_url"
+        )
     async with services.database.write() as transaction:
-        account = await find_account(transaction, who.id if user == "me" else user)
-        if account is None:
-            raise no_such_user(user)
-        if account.name == ADMINISTRATOR:
+        account = await account_for(request, transaction, who, user)
+        if powers and account.name == ADMINISTRATOR:
             raise Permanent(
                 "the local administrator's account cannot be changed: whoever owns the machine has it",
                 code="local_administrator",
             )
         changed = await transaction.accounts.change(account.id, body.role, body.blocked)
+        if "dotfiles_url" in body.model_fields_set:
+            changed = await transaction.accounts.set_dotfiles(account.id, body.dotfiles_url)
         assert changed is not None
-    services.authenticator.forget(changed.id)
-    _log.info("user_changed", user=changed.id, role=changed.role, blocked=changed.blocked, by=who.id)
+    if body.model_fields_set:
+        services.authenticator.forget(changed.id, may_stay=not powers)
+        _log.info("user_changed", user=changed.id, role=changed.role, blocked=changed.blocked, by=who.id)
     return json_response(200, account_document(changed))
 
 

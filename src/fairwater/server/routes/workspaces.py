@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from fairwater.domain.abuse.rate import admit_parallel, admit_start
 from fairwater.domain.failure import Permanent, Temporary
 from fairwater.domain.ids import ID_LENGTH, parse_name, workspace_id
+from fairwater.domain.images.reference import parse_reference
 from fairwater.domain.workspaces.context import Context, Scheme, parse_context
 from fairwater.domain.workspaces.workspace import ACTIVE, Event, Phase
 from fairwater.ports.catalogue import Entry, Order
@@ -57,6 +59,14 @@ async def create_workspace(request: Request, who: Caller, body: CreateWorkspace)
             "file:// is for the local administrator alone, on Fairwater's own machine: give an https or ssh URL",
             code="local_only",
         )
+    reference = parse_reference(body.image) if body.image is not None else None
+    local = context.scheme is Scheme.FILE or (reference is not None and reference.local)
+    if reference is not None and reference.local and not who.local:
+        raise Permanent(
+            f"{reference.kind}: is for the local administrator alone, on Fairwater's own machine: give an image of a "
+            "registry",
+            code="local_only",
+        )
     if body.name is not None:
         parse_name(body.name)
 
@@ -64,7 +74,7 @@ async def create_workspace(request: Request, who: Caller, body: CreateWorkspace)
         now = services.clock.now()
         # A workspace counts as a start even when it is created stopped: so nobody fills the database with them.
         await _admit(services, transaction, who, now, parallel=body.start)
-        entry = await _add(transaction, who, body, context, now)
+        entry = await _add(transaction, who, _order(services, body, local), context, now)
         if body.start:
             entry = await transaction.workspaces.apply(entry, Event.START, "asked for by its owner", now)
         key = entry.workspace.id
@@ -165,24 +175,27 @@ async def _admit(
     await transaction.allowances.spend(who.id, arrival)
 
 
-async def _add(
-    transaction: Transaction, who: Principal, body: CreateWorkspace, context: Context, now: datetime
-) -> Entry:
-    if not who.account.organisations:
-        raise forbidden("your account is in no organisation: ask an administrator")
-    name = body.name
-    if name is None:
-        stem = name_stem(context.name)
-        name = free_name(stem, await transaction.workspaces.names_like(who.id, stem))
-    order = Order(
-        name=name,
+def _order(services: Services, body: CreateWorkspace, local: bool) -> Order:
+    image = body.image.strip() if body.image is not None else None
+    return Order(
+        name=body.name or "",
         context_url=body.context_url.strip(),
         workspace_class=body.workspace_class,
-        image=body.image,
+        image=image or services.options.default_image,
         command=tuple(body.command) if body.command is not None else None,
         environment=tuple(sorted(body.environment.items())),
-        local_allowed=who.local and context.scheme is Scheme.FILE,
+        local_allowed=local,
+        image_asked=image,
     )
+
+
+async def _add(transaction: Transaction, who: Principal, order: Order, context: Context, now: datetime) -> Entry:
+    if not who.account.organisations:
+        raise forbidden("your account is in no organisation: ask an administrator")
+    if not order.name:
+        stem = name_stem(context.name)
+        name = free_name(stem, await transaction.workspaces.names_like(who.id, stem))
+        order = replace(order, name=name)
     organisation = who.account.organisations[0]
     return await transaction.workspaces.add(workspace_id(os.urandom(ID_LENGTH)), who.id, organisation.id, order, now)
 
