@@ -24,7 +24,10 @@ def test_no_setting_is_documented_that_does_not_exist() -> None:
     assert set(documented) == {key.name for key in KEYS}
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/agent-api.md", "docs/configuration.md"])
+@pytest.mark.parametrize(
+    "document",
+    ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (CHECKOUT / "docs").glob("*.md"))],
+)
 def test_each_link_between_documents_leads_somewhere(document: str) -> None:
     file = CHECKOUT / document
     links = [link for link in re.findall(r"\]\(([^)]+)\)", file.read_text()) if "://" not in link]
@@ -36,7 +39,7 @@ def test_each_make_target_that_is_named_exists(document: str) -> None:
     targets = set(re.findall(r"^([a-z-]+)%?:", (CHECKOUT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:^|`)make ([a-z-]+)", (CHECKOUT / document).read_text(), re.MULTILINE))
     assert named
-    assert named <= targets | {"bench-start"}
+    assert named <= targets | {f"bench-{path.stem}" for path in (CHECKOUT / "bench").glob("*.py")}
 
 
 def test_the_rows_of_the_agents_api_are_those_of_the_port() -> None:

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,22 @@ from fairwater.domain.ids import RunNumber, WorkspaceId
 from fairwater.domain.units import MIB, Bytes
 from fairwater.domain.workspaces.classes import WorkspaceClass
 from fairwater.domain.workspaces.run import Progress, RunFacts, RunSpec, RunState, Source
+from fairwater.domain.workspaces.setup import Brought, Wanted
 from fairwater.engines.local.client import AgentClient
+from fairwater.loops.run_steps import RunParts
 from fairwater.loops.runs import RunKeeper
 from fairwater.node.api.access import NodeAccess
 from fairwater.node.api.app import create_agent_app
 from fairwater.node.content import SandboxedContent
 from fairwater.node.files import VolumeFiles
+from fairwater.node.host_image import HostImage
 from fairwater.node.plain.content import PlainContent
 from fairwater.node.plain.images import PlainImages
 from fairwater.node.plain.sandboxes import PlainLauncher, PlainSandboxes
 from fairwater.node.plain.volumes import PlainVolumes
 from fairwater.node.sandboxes import ParkedSandboxes
+from fairwater.node.secrets import FileSecrets
+from fairwater.node.tasks import VolumeTasks
 from fairwater.node.volumes import BtrfsVolumes
 from fairwater.ports.agent import API_VERSION, Fact, Hello, RunAgent, StartRequest, WorkspaceAccess
 from fairwater.ports.content import Content
@@ -152,17 +157,20 @@ def make_volumes(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[],
 
 @dataclass
 class ContentUnderTest:
-    """`root` is an attached, empty volume's; `progress` is what was reported."""
+    """`root` is an attached, empty volume's; `progress` is what was reported, `outcome` what `bring` returned."""
 
     content: Content
     root: Path
     progress: list[Progress]
+    outcome: Brought = field(default_factory=Brought)
 
-    async def bring(self, source: Source | None) -> Path:
+    async def bring(self, source: Source | None, wanted: Wanted = Wanted(), dotfiles: Source | None = None) -> Path:
         """Where the repository then is."""
         log = self.root / "state" / "run-1.log"
-        await self.content.bring(WORKSPACE, RunNumber(1), source, self.root, log, self.progress.append)
-        return self.root / "workspace" / "repo"
+        self.outcome = await self.content.bring(
+            WORKSPACE, RunNumber(1), source, dotfiles, self.root, log, self.progress.append, lambda _: wanted
+        )
+        return self.root / "workspace" / self.outcome.repository
 
 
 @pytest.fixture(params=["plain", pytest.param("sandboxed", marks=pytest.mark.root)])
@@ -176,7 +184,8 @@ async def content(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
             isolated = await opened.enter_async_context(open_node(isolated_settings(tmp_path), DataDir(tmp_path)))
             assert isinstance(isolated.sandboxes, ParkedSandboxes)
             volumes = BtrfsVolumes(tmp_path / "node/volumes")
-            content = SandboxedContent(isolated.sandboxes, origin, timeout_s=WITHIN_S)
+            images, secrets = HostImage(tmp_path / "images"), FileSecrets(tmp_path / "secrets")
+            content = SandboxedContent(isolated.sandboxes, images, secrets, origin, timeout_s=WITHIN_S)
         else:
             volumes = PlainVolumes(tmp_path / "volumes")
             content = PlainContent(origin, timeout_s=WITHIN_S)
@@ -223,11 +232,13 @@ class Node:
 
     async def _start_plain(self) -> None:
         volumes = PlainVolumes(self._folder / "volumes")
-        sandboxes = PlainSandboxes(self._folder / "sandboxes", PlainImages())
+        sandboxes = PlainSandboxes(self._folder / "sandboxes")
         launcher = PlainLauncher(sandboxes)
         content = PlainContent((self._folder / "origin",), timeout_s=WITHIN_S)
         journal = self._folder / "journal"
-        keeper = RunKeeper(volumes, sandboxes, launcher, content, SystemClock(), journal, HELLO, grace_s=2.0)
+        secrets = FileSecrets(self._folder / "secrets")
+        parts = RunParts(volumes, sandboxes, launcher, content, PlainImages(), secrets, VolumeTasks(), SystemClock())
+        keeper = RunKeeper(parts, journal, HELLO, grace_s=2.0)
         await keeper.recover()
         self._open.push_async_callback(keeper.close)
 

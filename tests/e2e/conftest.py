@@ -37,6 +37,7 @@ class Installation:
     repository: Path
     up: subprocess.Popen[bytes] | None = None
     ups: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
         return {
@@ -44,6 +45,7 @@ class Installation:
             "HOME": str(self.data_dir),
             "FAIRWATER_DATA_DIR": str(self.data_dir),
             **SETTINGS,
+            **self.settings,
         }
 
     def start(self, *arguments: str) -> None:
@@ -61,10 +63,11 @@ class Installation:
     def said(self) -> str:
         return self.data_dir.with_suffix(".log").read_text()
 
-    def run(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, stdin: bytes = b"", within_s: float = 60) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [FAIRWATER, *arguments], input=stdin, capture_output=True, env=self.environment(), timeout=60, check=False
-        )
+            [FAIRWATER, *arguments], input=stdin, capture_output=True, env=self.environment(), timeout=within_s,
+            check=False,
+        )  # fmt: skip
         return subprocess.CompletedProcess(arguments, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def json(self, *arguments: str) -> Any:

@@ -20,7 +20,7 @@ from fairwater.domain.workspaces.run import NodeView, RunStep, SandboxState, Vol
 NOW = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
 GRACE_S = 10.0
 AFTER_GRACE = NOW + timedelta(seconds=GRACE_S)
-LONGEST = 12
+LONGEST = 16
 """No run needs more steps than this, from anywhere."""
 
 VIEWS = [
@@ -30,6 +30,16 @@ VIEWS = [
     if not (volume is VolumeState.ABSENT and ready)
     and not (sandbox in {SandboxState.ADMITTED, SandboxState.LAUNCHED} and volume is not VolumeState.ATTACHED)
     and not (sandbox is SandboxState.LAUNCHED and not ready)
+]
+VIEWS += [
+    replace(view, configured=configured, image_ready=image, home_ready=home, tasks_started=tasks)
+    for view in VIEWS
+    for configured, image, home, tasks in product((False, True), repeat=4)
+    if not (configured and image and home and tasks)
+    # Configured is what was read from the content; a sandbox is claimed for an image that is here.
+    and not (configured and not view.content_ready)
+    and not (view.sandbox is not None and not (configured and image))
+    and not (view.sandbox in {SandboxState.ADMITTED, SandboxState.LAUNCHED} and not home)
 ]
 
 
@@ -53,7 +63,19 @@ class Node:
             case RunStep.BRING_CONTENT:
                 assert view.volume is VolumeState.ATTACHED, "brings content onto a volume that is not attached"
                 self.view = replace(view, content_ready=True)
+            case RunStep.CONFIGURE:
+                assert view.content_ready, "reads a configuration that is not there"
+                assert view.volume is VolumeState.ATTACHED, "reads from a volume that is not attached"
+                self.view = replace(view, configured=True)
+            case RunStep.PREPARE_IMAGE:
+                assert view.configured, "brings in an image before it is known which"
+                self.view = replace(view, image_ready=True)
+            case RunStep.FILL_HOME:
+                assert view.image_ready, "fills the home directory from an image that is not here"
+                assert view.volume is VolumeState.ATTACHED, "fills a home directory that is not attached"
+                self.view = replace(view, home_ready=True)
             case RunStep.CLAIM_SANDBOX:
+                assert view.image_ready, "claims a sandbox of an image that is not here"
                 if view.sandbox is None:
                     self.view = replace(view, sandbox=SandboxState.PARKED)
             case RunStep.ADMIT:
@@ -63,8 +85,12 @@ class Node:
             case RunStep.LAUNCH:
                 assert view.content_ready, "starts without content"
                 assert view.sandbox is SandboxState.ADMITTED, "starts before limits, volume and network were read back"
+                assert view.home_ready, "starts with a home directory that is not filled"
                 self.view = replace(view, sandbox=SandboxState.LAUNCHED)
                 self.launches += 1
+            case RunStep.START_TASKS:
+                assert view.sandbox is SandboxState.LAUNCHED, "starts tasks before the first process"
+                self.view = replace(view, tasks_started=True)
             case RunStep.SIGNAL:
                 assert view.sandbox is SandboxState.LAUNCHED
                 self.view = replace(view, signalled_at=view.signalled_at or now)
@@ -118,14 +144,14 @@ def test_a_run_interrupted_after_every_step_ends_in_the_same_place(view: NodeVie
 @pytest.mark.parametrize("wish", list(Wish))
 def test_a_step_done_twice_is_a_step_done_once(view: NodeView, wish: Wish) -> None:
     for step in plan(wish, view, AFTER_GRACE).steps:
-        if step is RunStep.LAUNCH:
-            continue  # once only, which its port says
         once = Node(view)
         once.apply(step, NOW)
+        view = once.view
+        if step is RunStep.LAUNCH:
+            continue  # once only, which its port says
         twice = Node(once.view)
         twice.apply(step, NOW)
         assert twice.view == once.view
-        view = once.view
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -146,6 +172,7 @@ def test_every_run_that_is_wanted_comes_up(view: NodeView) -> None:
     assert node.view.sandbox is SandboxState.LAUNCHED
     assert node.view.volume is VolumeState.ATTACHED
     assert node.view.content_ready
+    assert node.view.tasks_started
 
 
 @pytest.mark.parametrize("view", VIEWS)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import pwd
+import shutil
 import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,15 +21,24 @@ from fairwater import __version__
 from fairwater.bootstrap.process import SystemClock, raise_descriptor_limit, stop_on_signals
 from fairwater.data_dir import DataDir
 from fairwater.domain.failure import Permanent
+from fairwater.domain.units import GIB, MIB, Bytes
+from fairwater.domain.workspaces.parking import ParkingPolicy
+from fairwater.loops.run_steps import RunParts
 from fairwater.loops.runs import RunKeeper
 from fairwater.node.api.access import NodeAccess
 from fairwater.node.api.app import create_agent_app
 from fairwater.node.cgroups import Cgroups
 from fairwater.node.content import SandboxedContent
+from fairwater.node.credential_service import CredentialService
 from fairwater.node.facts import node_facts
 from fairwater.node.files import VolumeFiles
 from fairwater.node.host_image import HostImage
+from fairwater.node.image_usage import ImageUsage
+from fairwater.node.images.bringing import StoreSettings
+from fairwater.node.images.offered import OfferedImages
+from fairwater.node.images.store import ImageStore
 from fairwater.node.instance import Instance, claim_instance, remove_if_free
+from fairwater.node.memory_folder import keep_in_memory, release_memory
 from fairwater.node.mounts import PrivateMounts
 from fairwater.node.network import WorkspaceNetwork
 from fairwater.node.plain.boot import boot_id
@@ -36,16 +47,21 @@ from fairwater.node.plain.images import PlainImages
 from fairwater.node.plain.sandboxes import PlainLauncher, PlainSandboxes
 from fairwater.node.plain.volumes import PlainVolumes
 from fairwater.node.sandboxes import ParkedSandboxes
+from fairwater.node.secrets import FileSecrets
 from fairwater.node.slots import Slots
+from fairwater.node.tasks import VolumeTasks
 from fairwater.node.volumes import BtrfsVolumes
 from fairwater.ports.agent import API_VERSION, Fact, Hello
 from fairwater.serving.logs import configure_logs
 from fairwater.serving.serve import LOCAL, serve
 from fairwater.settings import Settings
+from fairwater.settings_sections import ImageSettings
 
 INIT = "libexec/fairwater-init"
 INSTALLATION = Path("/opt/fairwater")
 _THREADS_MAX = 32
+_SECRETS_BYTES = 16 * MIB
+_IMAGES_DISK = Bytes(50 * GIB)
 PLAIN = "plain"
 """The runtime without isolation."""
 
@@ -114,31 +130,43 @@ async def open_node(settings: Settings, data: DataDir, instance: Instance | None
         nameservers=network.nameservers,
     )
     cgroups = Cgroups(instance.name)
+    keep_in_memory(instance.folder / "secrets", _SECRETS_BYTES, 0o700)
+    secrets = FileSecrets(instance.folder / "secrets")
     slots = Slots(
         instance.folder / "slots", instance.number, cgroups, net, _init_program(), settings.node.runtime,
         settings.classes["standard"],
     )  # fmt: skip
-    sandboxes = ParkedSandboxes(slots, cgroups, net, HostImage(data.node / "images"), settings.node.parked)
+    programs = HostImage(data.node / "images")
+    usage = ImageUsage(data.node / "image-usage.json", SystemClock())
+    policy = ParkingPolicy(settings.images.parked_memory, settings.node.parked)
+    sandboxes = ParkedSandboxes(slots, cgroups, net, programs, usage, policy, CredentialService(secrets))
+    store = ImageStore(
+        data.node / "oci", sandboxes, programs, _store_settings(settings.images, data.node), sandboxes.in_use
+    )
+    images = OfferedImages(programs, store)
     volumes = BtrfsVolumes(data.node / "volumes")
     await asyncio.to_thread(volumes.prepare)
     await asyncio.to_thread(net.prepare)
     await sandboxes.open()
-    content = SandboxedContent(sandboxes, settings.node.git_file_roots, timeout_s=settings.deadlines.init_s)
-    keeper = RunKeeper(
-        volumes, sandboxes, sandboxes, content, SystemClock(), data.node / "runs", _hello(settings),
-        settings.node.stop_grace_s,
-    )  # fmt: skip
+    await store.open()
+    content = SandboxedContent(
+        sandboxes, images, secrets, settings.node.git_file_roots, timeout_s=settings.deadlines.init_s
+    )
+    parts = RunParts(volumes, sandboxes, sandboxes, content, images, secrets, VolumeTasks(), SystemClock())
+    keeper = RunKeeper(parts, data.node / "runs", _hello(settings), settings.node.stop_grace_s)
     await keeper.recover()
     try:
         yield Node(keeper, NodeAccess(keeper, volumes, sandboxes, VolumeFiles), sandboxes)
     finally:
         await keeper.close()
+        await store.close()
         empty = not sandboxes.claimed()
         await sandboxes.close(remove_parked=True)
         if empty:
             # Nothing of ours runs: give the machine back as it was.
             await asyncio.to_thread(net.shutdown)
             await asyncio.to_thread(cgroups.shutdown)
+            release_memory(instance.folder / "secrets")
         else:
             await asyncio.to_thread(net.release)
         instance.release(forget=empty)
@@ -155,13 +183,12 @@ async def open_plain_node(settings: Settings, data: DataDir) -> AsyncIterator[No
         )
     data.node.mkdir(parents=True, exist_ok=True, mode=0o700)
     volumes = PlainVolumes(data.node / "volumes")
-    sandboxes = PlainSandboxes(data.node / "sandboxes", PlainImages())
+    secrets = FileSecrets(_runtime_folder(data) / "secrets")
+    sandboxes = PlainSandboxes(data.node / "sandboxes")
     launcher = PlainLauncher(sandboxes)
-    content = PlainContent(settings.node.git_file_roots, timeout_s=settings.deadlines.init_s)
-    keeper = RunKeeper(
-        volumes, sandboxes, launcher, content, SystemClock(), data.node / "runs", _hello(settings),
-        settings.node.stop_grace_s,
-    )  # fmt: skip
+    content = PlainContent(settings.node.git_file_roots, secrets, timeout_s=settings.deadlines.init_s)
+    parts = RunParts(volumes, sandboxes, launcher, content, PlainImages(), secrets, VolumeTasks(), SystemClock())
+    keeper = RunKeeper(parts, data.node / "runs", _hello(settings), settings.node.stop_grace_s)
 
     def files_of(root: Path) -> VolumeFiles:
         return VolumeFiles(root, owner_uid=os.geteuid(), owner_gid=os.getegid())
@@ -171,6 +198,25 @@ async def open_plain_node(settings: Settings, data: DataDir) -> AsyncIterator[No
         yield Node(keeper, NodeAccess(keeper, volumes, launcher, files_of), sandboxes)
     finally:
         await keeper.close()
+
+
+def _store_settings(images: ImageSettings, folder: Path) -> StoreSettings:
+    disk = images.disk or min(_IMAGES_DISK, Bytes(shutil.disk_usage(folder).total // 4))
+    return StoreSettings(
+        disk=disk,
+        pull_rate=images.pull_rate,
+        insecure=images.insecure_registries,
+        folders=images.folders,
+        stall_s=images.stall_s,
+    )
+
+
+def _runtime_folder(data: DataDir) -> Path:
+    """A folder in memory where this user has one; else on the disk, closed to others."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and Path(runtime).is_dir():
+        return Path(runtime) / f"fairwater-{hashlib.sha256(os.fsencode(data.root)).hexdigest()[:12]}"
+    return data.node
 
 
 def _hello(settings: Settings) -> Hello:

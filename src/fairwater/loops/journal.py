@@ -14,7 +14,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from fairwater.domain.ids import RunNumber, WorkspaceId
-from fairwater.domain.workspaces.run import RunSpec, RunState, Wish
+from fairwater.domain.workspaces.run import RunSpec, RunState, TaskFacts, Wish
+from fairwater.domain.workspaces.setup import Setup
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,10 @@ class Entry:
     failure: str | None = None
     code: str | None = None
     revision: int = 0
+    setup: Setup | None = None
+    tasks_started_at: datetime | None = None
+    tasks: tuple[TaskFacts, ...] = ()
+    """Where the tasks stood when the run ended."""
     deleted: bool = False
     """Its volume is gone for good; what is left is the fence against late commands."""
 
@@ -106,18 +111,20 @@ class Journal:
         aside.replace(path)
         self._entries[entry.workspace] = entry
 
-    def keep_log(self, workspace: WorkspaceId, log: Path) -> None:
-        """Keeps the end of a run's log, so that it can be read while the volume is not attached."""
-        self.kept_log(workspace).write_bytes(read_log(log, max(0, log_size(log) - LOG_KEPT), LOG_KEPT))
+    def keep_log(self, workspace: WorkspaceId, log: Path, task: int | None = None) -> None:
+        """Keeps the end of a run's or a task's log, so that it can be read while the volume is not attached."""
+        kept = read_log(log, max(0, log_size(log) - LOG_KEPT), LOG_KEPT)
+        self.kept_log(workspace, task).write_bytes(kept)
 
-    def kept_log(self, workspace: WorkspaceId) -> Path:
-        return self._folder / f"{workspace}.log"
+    def kept_log(self, workspace: WorkspaceId, task: int | None = None) -> Path:
+        return self._folder / (f"{workspace}.log" if task is None else f"{workspace}.task{task}.log")
 
     def bury(self, entry: Entry) -> None:
         """Keeps of `entry` only the fence; what was asked for in it may be secret, and goes."""
         spec = replace(entry.spec, environment=(), command=None)
-        self.put(replace(entry, spec=spec, state=RunState.ENDED, deleted=True))
-        self.kept_log(entry.workspace).unlink(missing_ok=True)
+        self.put(replace(entry, spec=spec, setup=None, tasks=(), state=RunState.ENDED, deleted=True))
+        for log in self._folder.glob(f"{entry.workspace}.*log"):
+            log.unlink(missing_ok=True)
 
     def _path(self, workspace: WorkspaceId) -> Path:
         return self._folder / f"{workspace}.json"

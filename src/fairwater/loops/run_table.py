@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 
 from fairwater.domain.failure import Permanent
 from fairwater.domain.ids import RunNumber, WorkspaceId
@@ -25,7 +26,7 @@ class Live:
 
     progress: Progress | None = None
     signalled_at: datetime | None = None
-    bringing: asyncio.Future[None] | None = None
+    bringing: asyncio.Future[Any] | None = None
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the run is up, failed, ended, or busy with something long."""
 
@@ -80,7 +81,7 @@ class RunTable:
         progress = live.progress if live else None
         return RunFacts(
             entry.workspace, entry.run, entry.state, entry.reason, entry.since, progress, entry.failure, entry.code,
-            entry.revision,
+            entry.revision, entry.setup,
         )  # fmt: skip
 
     def publish(self, entry: Entry) -> None:

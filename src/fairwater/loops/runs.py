@@ -12,16 +12,14 @@ import structlog
 
 from fairwater.domain.failure import Permanent, Temporary
 from fairwater.domain.ids import RunNumber, WorkspaceId
-from fairwater.domain.workspaces.run import NodeView, RunFacts, RunState, RunStep, SandboxState, Wish
+from fairwater.domain.workspaces.run import NodeView, RunFacts, RunState, RunStep, SandboxState, TaskFacts, Wish
 from fairwater.loops.journal import Entry, Journal
-from fairwater.loops.run_steps import RunReconciler, log_file
+from fairwater.loops.run_steps import RunParts, RunReconciler, log_file
 from fairwater.loops.run_table import RunTable
 from fairwater.loops.runner import LoopRunner
 from fairwater.ports.agent import Hello, StartRequest
-from fairwater.ports.clock import Clock
-from fairwater.ports.content import Content
-from fairwater.ports.sandboxes import Launcher, Sandbox, Sandboxes
-from fairwater.ports.volumes import Volumes
+from fairwater.ports.images import is_local
+from fairwater.ports.sandboxes import Sandbox
 
 _QUICK_S = 1.0
 """How long a start is waited for before its caller is told where it stands; most take milliseconds."""
@@ -30,37 +28,27 @@ _QUICK_S = 1.0
 class RunKeeper:
     """Call `recover` before anything else, `close` at the end: it leaves the workspaces as they are."""
 
-    def __init__(
-        self,
-        volumes: Volumes,
-        sandboxes: Sandboxes,
-        launcher: Launcher,
-        content: Content,
-        clock: Clock,
-        journal_dir: Path,
-        hello: Hello,
-        grace_s: float = 10.0,
-    ) -> None:
-        self._volumes = volumes
-        self._sandboxes = sandboxes
-        self._clock = clock
+    def __init__(self, parts: RunParts, journal_dir: Path, hello: Hello, grace_s: float = 10.0) -> None:
+        self._parts = parts
+        self._clock = parts.clock
         self._hello = hello
         self._table = RunTable(Journal(journal_dir))
-        reconciler = RunReconciler(self._table, volumes, sandboxes, launcher, content, clock, grace_s)
-        self._runner: LoopRunner[WorkspaceId, NodeView, RunStep] = LoopRunner(reconciler, clock)
+        self._runner: LoopRunner[WorkspaceId, NodeView, RunStep] = LoopRunner(
+            RunReconciler(self._table, parts, grace_s), parts.clock
+        )
 
     async def recover(self) -> None:
         """Finds what a predecessor left: runs that live go on, runs that died are cleared, helpers begin anew."""
         for damaged in self._table.journal.load(self._clock.now()):
             structlog.get_logger().error("journal_damaged", file=damaged)
-        for sandbox in self._sandboxes.claimed():
+        for sandbox in self._parts.sandboxes.claimed():
             workspace = sandbox.tenant.workspace
             entry = self._table.journal.get(workspace)
             if entry is not None and sandbox.tenant.role == "run" and entry.run == sandbox.tenant.run:
                 self._table.sandboxes[workspace] = sandbox
             else:
-                await self._sandboxes.remove(sandbox)
-        self._sandboxes.watch(self._died)
+                await self._parts.sandboxes.remove(sandbox)
+        self._parts.sandboxes.watch(self._died)
         for entry in self._table.journal.entries():
             if entry.state is not RunState.ENDED:
                 self._runner.poke(entry.workspace)
@@ -85,6 +73,9 @@ class RunKeeper:
             source = request.spec.source
             if source is not None and source.local and not request.local_allowed:
                 raise Permanent("file:// URLs are for the local administrator only", code="local_only")
+            if is_local(request.spec.image) and not request.local_allowed:
+                raise Permanent("images in folders are for the local administrator only", code="local_only")
+            self._parts.secrets.put(workspace, request.secrets)
             now = self._clock.now()
             content_ready = entry is not None and entry.content_ready
             self._table.begin(
@@ -120,7 +111,7 @@ class RunKeeper:
         self._table.fence(workspace, run)
         if entry is not None and entry.state is not RunState.ENDED:
             raise Permanent(f"run {entry.run} of {workspace} still holds the volume", code="run_alive")
-        await self._volumes.delete(workspace)
+        await self._parts.volumes.delete(workspace)
         self._table.forget(workspace)
 
     def changes(self) -> AsyncIterator[RunFacts]:
@@ -140,6 +131,25 @@ class RunKeeper:
         """Where the log of a run is: on its volume at `root`, or what was kept of it where that is not attached."""
         self._table.fence(workspace, run)
         return log_file(root, run) if root is not None else self._table.journal.kept_log(workspace)
+
+    def tasks_of(self, workspace: WorkspaceId, run: RunNumber, root: Path | None) -> tuple[TaskFacts, ...]:
+        """Where the tasks of a run stand. Raises Permanent: `stale_run`, `not_running`."""
+        self._table.fence(workspace, run)
+        entry = self._table.entry(workspace)
+        if root is None or entry.state is RunState.ENDED:
+            return entry.tasks
+        tasks = entry.setup.tasks if entry.setup else ()
+        return self._parts.tasks.facts(root, entry.run, tasks, entry.tasks_started_at, alive=True)
+
+    def task_log_of(self, workspace: WorkspaceId, run: RunNumber, task: int, root: Path | None) -> Path:
+        """As `log_of`, for a task. Raises Permanent: `no_such_task`."""
+        self._table.fence(workspace, run)
+        setup = self._table.entry(workspace).setup
+        if setup is None or task not in {known.number for known in setup.tasks}:
+            raise Permanent(f"run {run} of workspace {workspace} has no task {task}", code="no_such_task")
+        if root is None:
+            return self._table.journal.kept_log(workspace, task)
+        return self._parts.tasks.files(root, run, task)[0]
 
     def _died(self, sandbox: Sandbox) -> None:
         workspace = sandbox.tenant.workspace

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from fairwater.node import fact_resources as resources
@@ -40,6 +41,8 @@ def node_facts(root: Path = Path("/"), runtime: str = "crun") -> tuple[Fact, ...
         _seccomp(root),
         _firewall(root),
         _program(root, "git", "git", "repositories cannot be cloned", "apt-get install git"),
+        _optional(root, "large files", "git-lfs", "files kept by Git LFS stay pointers"),
+        _optional(root, "images", "skopeo", "workspaces have this machine's programs only: no OCI images"),
         _pressure(root),
         resources.route(root),
         resources.ipv6(root),
@@ -167,6 +170,11 @@ def _program(root: Path, name: str, program: str, cost: str, remedy: str) -> Fac
         return Fact(name, MISSING, "not installed", cost, remedy)
     version = trials.version(path) if trials.is_real(root) else None
     return Fact(name, OK, version or str(path))
+
+
+def _optional(root: Path, name: str, program: str, cost: str) -> Fact:
+    fact = _program(root, name, program, cost, f"apt-get install {program}")
+    return replace(fact, level=DEGRADED) if fact.level == MISSING else fact
 
 
 def _seccomp(root: Path) -> Fact:

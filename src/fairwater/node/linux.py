@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import struct
 import subprocess
@@ -27,7 +28,7 @@ _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 428, 429, 43
 
 AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
-MOVE_MOUNT_F_EMPTY_PATH = 0x04
+MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x04, 0x40
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
 MOUNT_ATTR_IDMAP = 0x00100000
 MS_NOSUID, MS_NODEV, MS_NOATIME, MS_BIND, MS_REC = 0x2, 0x4, 0x400, 0x1000, 0x4000
@@ -64,10 +65,13 @@ def mount_setattr(fd: int, attributes: int, userns: int = 0, *, recursive: bool 
     _check(_syscall(_SYS_MOUNT_SETATTR, fd, b"", flags, attr, len(attr)), "mount_setattr")
 
 
-def move_mount(fd: int, target: str | Path) -> None:
-    """move_mount(2): puts a detached mount at `target` of the calling thread's mount namespace."""
-    raw = os.fsencode(target)
-    _check(_syscall(_SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, raw, MOVE_MOUNT_F_EMPTY_PATH), f"move_mount {target}")
+def move_mount(fd: int, target: str | Path | int) -> None:
+    """move_mount(2): puts a detached mount at `target` (a path or descriptor) of the calling thread's mount namespace."""
+    if isinstance(target, int):
+        at, raw, flags = target, b"", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    else:
+        at, raw, flags = AT_FDCWD, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH
+    _check(_syscall(_SYS_MOVE_MOUNT, fd, b"", at, raw, flags), f"move_mount {target}")
 
 
 def mount(source: str | Path, target: str | Path, kind: str, flags: int = 0, data: str = "") -> None:
@@ -232,4 +236,8 @@ def loop_backing(device: str, sys: Path = Path("/sys")) -> str | None:
     try:
         return (sys / "block" / Path(device).name / "loop/backing_file").read_text().rstrip("\n")
     except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno != errno.ENODEV:  # it is being freed at this moment
+            raise
         return None

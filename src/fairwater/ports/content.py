@@ -49,6 +49,10 @@ class Content(Protocol):
         `domain.workspaces.config.candidates`."""
         ...
 
+    async def has_folder(self, volume: Path, folder: str) -> bool:
+        """Whether `folder`, absolute in the workspace, is there; what is not below /workspace counts as there."""
+        ...
+
     def home_ready(self, volume: Path) -> bool:
         """Whether `fill_home` came to its end on this volume before."""
         ...

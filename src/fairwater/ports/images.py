@@ -23,6 +23,14 @@ class ImageUser:
     groups: tuple[int, ...] = ()
 
 
+_IN_FOLDERS = ("oci:", "oci-archive:", "docker-archive:")
+
+
+def is_local(reference: str) -> bool:
+    """Whether the reference names a folder or file of the node's, as only the local administrator may."""
+    return reference.startswith(_IN_FOLDERS)
+
+
 ROOT = ImageUser("root", 0, 0, "/root")
 
 

@@ -1,4 +1,4 @@
-"""Where a node keeps what a run may use and nobody may read: in memory that no disk sees, over a restart of the agent."""
+"""Where a node keeps what a run may use and nobody may read: in memory, over a restart of the agent, on no disk."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import TypeAdapter
 
-from fairwater.domain.workspaces.run import RunFacts
+from fairwater.domain.workspaces.run import RunFacts, TaskFacts
 from fairwater.ports.agent import Fact, FileEntry, Hello, StartRequest
 from fairwater.ports.process import ExecRequest
 
@@ -19,3 +19,4 @@ START_REQUEST = TypeAdapter(StartRequest)
 EXEC_REQUEST = TypeAdapter(ExecRequest)
 FOLDER = TypeAdapter(tuple[FileEntry, ...])
 FACTS = TypeAdapter(tuple[Fact, ...])
+TASKS = TypeAdapter(tuple[TaskFacts, ...])

@@ -8,7 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from fairwater.domain.workspaces.notice import Notice
+from fairwater.domain.units import Bytes, format_bytes
+from fairwater.domain.workspaces.classes import WorkspaceClass
+from fairwater.domain.workspaces.notice import Level, Notice
+
+
+SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""PATH where an image has none."""
 
 
 class Visibility(StrEnum):
@@ -119,7 +125,9 @@ class Setup:
     notices: tuple[Notice, ...] = ()
 
 
-def decide_setup(image: str, *, image_asked: bool, brought: Brought, wanted: Wanted) -> Setup:
+def decide_setup(
+    image: str, *, image_asked: bool, brought: Brought, wanted: Wanted, limits: WorkspaceClass
+) -> Setup:
     """`image` is the one asked for by a person (`image_asked`), which wins, or else the default."""
     if image_asked:
         chosen, why = image, "asked for when the workspace was created"
@@ -146,5 +154,34 @@ def decide_setup(image: str, *, image_asked: bool, brought: Brought, wanted: Wan
         tasks=wanted.tasks,
         ports=wanted.ports,
         entrypoint=wanted.entrypoint,
-        notices=(*brought.notices, *wanted.notices),
+        notices=(*brought.notices, *wanted.notices, *_unmet(wanted, limits)),
     )
+
+
+def _unmet(wanted: Wanted, limits: WorkspaceClass) -> tuple[Notice, ...]:
+    """What the repository says it needs, and the workspace's class does not give."""
+    required = wanted.requirements
+    pairs = (
+        (required.cpu_cores, limits.cpu_cores, "{:g} cores".format),
+        (required.memory, limits.memory, _memory),
+        (required.storage, limits.disk, _disk),
+    )
+    return tuple(
+        Notice(
+            Level.WARNING,
+            "class_too_small",
+            f"the repository asks for {shown(need)}, the class '{limits.name}' gives {shown(has)}: choose a larger "
+            "class",
+            wanted.file,
+        )
+        for need, has, shown in pairs
+        if need is not None and need > has
+    )
+
+
+def _memory(size: float) -> str:
+    return f"{format_bytes(Bytes(int(size)))} of memory"
+
+
+def _disk(size: float) -> str:
+    return f"{format_bytes(Bytes(int(size)))} of disk space"

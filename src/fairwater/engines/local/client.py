@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fairwater.domain.failure import Permanent
 from fairwater.domain.ids import RunNumber, WorkspaceId
-from fairwater.domain.workspaces.run import RunFacts
+from fairwater.domain.workspaces.run import RunFacts, TaskFacts
 from fairwater.engines.local.failures import connection_failures, read_problem
 from fairwater.engines.local.process import start_remote
 from fairwater.ports.agent import API_VERSION, VERSION_HEADER, Fact, FileEntry, Hello, StartRequest
@@ -32,6 +32,7 @@ from fairwater.serving.agent_messages import (
     MAYBE_RUN_FACTS,
     RUN_FACTS,
     START_REQUEST,
+    TASKS,
 )
 
 ANSWER_S = 30.0
@@ -144,8 +145,20 @@ class AgentClient:
 
     async def logs(self, workspace: WorkspaceId, run: RunNumber, *, follow: bool = False) -> AsyncIterator[bytes]:
         path = f"/v1/logs/{_part(workspace)}?run={run}&follow={'true' if follow else 'false'}"
-        patience = httpx2.Timeout(self._answer_s, connect=5.0, read=None if follow else self._answer_s)
-        async for chunk in self._stream(path, timeout=patience):
+        async for chunk in self._stream(path, timeout=self._patience(follow=follow)):
+            yield chunk
+
+    def _patience(self, *, follow: bool) -> httpx2.Timeout:
+        return httpx2.Timeout(self._answer_s, connect=5.0, read=None if follow else self._answer_s)
+
+    async def tasks(self, workspace: WorkspaceId, run: RunNumber) -> tuple[TaskFacts, ...]:
+        return _read(TASKS, await self._ask("GET", f"/v1/tasks/{_part(workspace)}?run={run}"))
+
+    async def task_log(
+        self, workspace: WorkspaceId, run: RunNumber, task: int, *, follow: bool = False
+    ) -> AsyncIterator[bytes]:
+        path = f"/v1/tasks/{_part(workspace)}/{task}/log?run={run}&follow={'true' if follow else 'false'}"
+        async for chunk in self._stream(path, timeout=self._patience(follow=follow)):
             yield chunk
 
     # --- HTTP -------------------------------------------------------------------------------------------------------

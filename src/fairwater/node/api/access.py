@@ -7,15 +7,16 @@ about who may.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from fairwater.domain.failure import Permanent
 from fairwater.domain.ids import RunNumber, WorkspaceId
-from fairwater.domain.workspaces.run import RunState
+from fairwater.domain.workspaces.run import RunState, TaskFacts
 from fairwater.loops.journal import log_size, read_log
 from fairwater.loops.runs import RunKeeper
 from fairwater.node.files import VolumeFiles
+from fairwater.node.init_client import TASK_LOG_KEPT
 from fairwater.ports.agent import FileEntry
 from fairwater.ports.process import ExecRequest, Process
 from fairwater.ports.sandboxes import Launcher
@@ -55,17 +56,29 @@ class NodeAccess:
 
     async def logs(self, workspace: WorkspaceId, run: RunNumber, *, follow: bool = False) -> AsyncIterator[bytes]:
         log = self._runs.log_of(workspace, run, (await self._volumes.find(workspace)).root)
-        # A workspace can make its own log as long as it likes, even without writing it.
-        offset = max(0, log_size(log) - _LOG_READ_MAX)
-        while True:
-            # Looked at before reading: what was printed until the end is then read below.
-            over = not follow or await self._is_over(workspace, run)
-            while chunk := await asyncio.to_thread(read_log, log, offset, _LOG_CHUNK_BYTES):
-                offset += len(chunk)
-                yield chunk
-            if over:
-                return
-            await asyncio.sleep(_LOG_POLL_S)
+
+        async def over() -> bool:
+            return not follow or await self._is_over(workspace, run)
+
+        async for chunk in _read_on(log, over):
+            yield chunk
+
+    async def tasks(self, workspace: WorkspaceId, run: RunNumber) -> tuple[TaskFacts, ...]:
+        return self._runs.tasks_of(workspace, run, (await self._volumes.find(workspace)).root)
+
+    async def task_log(
+        self, workspace: WorkspaceId, run: RunNumber, task: int, *, follow: bool = False
+    ) -> AsyncIterator[bytes]:
+        log = self._runs.task_log_of(workspace, run, task, (await self._volumes.find(workspace)).root)
+
+        async def over() -> bool:
+            if not follow or await self._is_over(workspace, run):
+                return True
+            facts = await self.tasks(workspace, run)
+            return all(found.ended_at is not None for found in facts if found.number == task)
+
+        async for chunk in _read_on(log, over):
+            yield chunk
 
     async def _is_over(self, workspace: WorkspaceId, run: RunNumber) -> bool:
         return not any(
@@ -82,6 +95,23 @@ class NodeAccess:
         if root is None:
             raise Permanent(f"workspace {workspace} is not running: start it first", code="not_running")
         return root
+
+
+async def _read_on(log: Path, over: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
+    """A log from its end's last 16 MiB on, until it is `over` and all of it was read."""
+    # A workspace can make its own log as long as it likes, even without writing it.
+    offset = max(0, log_size(log) - _LOG_READ_MAX)
+    while True:
+        # Looked at before reading: what was printed until the end is then read below.
+        ended = await over()
+        while log_size(log) < offset:
+            offset = max(0, offset - TASK_LOG_KEPT)  # a task's log is cut at its front, by so much each time
+        while chunk := await asyncio.to_thread(read_log, log, offset, _LOG_CHUNK_BYTES):
+            offset += len(chunk)
+            yield chunk
+        if ended:
+            return
+        await asyncio.sleep(_LOG_POLL_S)
 
 
 async def _rejoined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

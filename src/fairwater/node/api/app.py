@@ -30,6 +30,7 @@ from fairwater.serving.agent_messages import (
     MAYBE_RUN_FACTS,
     RUN_FACTS,
     START_REQUEST,
+    TASKS,
 )
 from fairwater.serving.command_session import serve_command
 from fairwater.serving.problems import install_problems
@@ -62,6 +63,7 @@ def create_agent_app(
     app.add_middleware(RequireVersion)
     _add_runs(app, runs)
     _add_access(app, access)
+    _add_tasks(app, access)
 
     @app.get("/v1/facts")
     async def node_facts() -> Response:
@@ -146,6 +148,18 @@ def _add_access(app: FastAPI, access: WorkspaceAccess) -> None:
     @app.get("/v1/logs/{workspace}")
     async def logs(workspace: str, run: _Run, request: Request, follow: bool = False) -> Response:
         chunks = access.logs(parse_workspace_id(workspace), RunNumber(run), follow=follow)
+        return await _streamed(chunks, request, "text/plain; charset=utf-8")
+
+
+def _add_tasks(app: FastAPI, access: WorkspaceAccess) -> None:
+    @app.get("/v1/tasks/{workspace}")
+    async def tasks(workspace: str, run: _Run) -> Response:
+        found = await access.tasks(parse_workspace_id(workspace), RunNumber(run))
+        return Response(TASKS.dump_json(found), media_type=_JSON)
+
+    @app.get("/v1/tasks/{workspace}/{number}/log")
+    async def task_log(workspace: str, number: int, run: _Run, request: Request, follow: bool = False) -> Response:
+        chunks = access.task_log(parse_workspace_id(workspace), RunNumber(run), number, follow=follow)
         return await _streamed(chunks, request, "text/plain; charset=utf-8")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,12 +19,13 @@ from pathlib import Path
 from fairwater.domain.failure import Permanent, Temporary
 from fairwater.domain.ids import RunNumber, WorkspaceId
 from fairwater.domain.workspaces.run import SandboxState
+from fairwater.domain.workspaces.setup import Task
 from fairwater.node.plain.boot import boot_id
-from fairwater.node.plain.images import PlainImages
 from fairwater.node.plain.log import open_log
 from fairwater.node.plain.marked import marked_processes, signal_marked
 from fairwater.node.plain.places import HOME, Places
 from fairwater.node.plain.process import start_process
+from fairwater.ports.images import ImageRoot
 from fairwater.ports.process import ExecRequest, Process
 from fairwater.ports.sandboxes import Admission, Sandbox, SandboxId, Tenant
 
@@ -40,14 +42,14 @@ class _Record:
     volume: str | None = None
     cwd: str = "/workspace"
     environment: tuple[tuple[str, str], ...] = ()
+    remote_environment: tuple[tuple[str, str], ...] = ()
 
 
 class PlainSandboxes:
     """Implements `ports.sandboxes.Sandboxes`; its records are in `folder`."""
 
-    def __init__(self, folder: Path, images: PlainImages, *, home: str = HOME, proc: Path = Path("/proc")) -> None:
+    def __init__(self, folder: Path, *, home: str = HOME, proc: Path = Path("/proc")) -> None:
         self._folder = folder
-        self._images = images
         self._home = home
         self._proc = proc
         self._boot = boot_id(proc)
@@ -60,8 +62,7 @@ class PlainSandboxes:
             for record in self._records.values()
         )
 
-    async def claim(self, tenant: Tenant, image: str) -> Sandbox:
-        await self._images.prepare(image)
+    async def claim(self, tenant: Tenant, image: ImageRoot) -> Sandbox:
         name = SandboxId(f"{tenant.workspace}-{tenant.run}-{tenant.role}")
         if name not in self._records:
             self._keep(_Record(Sandbox(name, tenant, SandboxState.PARKED), self._boot))
@@ -78,6 +79,7 @@ class PlainSandboxes:
                 volume=os.fspath(admission.volume),
                 cwd=admission.cwd,
                 environment=tuple(admission.environment.items()),
+                remote_environment=tuple(admission.remote_environment.items()),
             )
         )
 
@@ -95,15 +97,17 @@ class PlainSandboxes:
     def watch(self, died: Callable[[Sandbox], None]) -> None:
         """Nothing to watch: there is no first process."""
 
-    def places(self, sandbox: Sandbox) -> tuple[Places, str, dict[str, str]]:
-        """Where an admitted sandbox's paths are, its working directory, and its environment.
+    def places(self, sandbox: Sandbox, *, remote: bool = True) -> tuple[Places, str, dict[str, str]]:
+        """Where an admitted sandbox's paths are, its working directory, and its environment; the first process' own,
+        where not `remote`.
 
         Raises Permanent: `not_running`.
         """
         record = self.record(sandbox)
         if record.volume is None:
             raise Permanent(f"workspace {sandbox.tenant.workspace} is not up yet", code="not_running")
-        return Places(Path(record.volume), self._home), record.cwd, dict(record.environment)
+        environment = (*record.environment, *(record.remote_environment if remote else ()))
+        return Places(Path(record.volume), self._home), record.cwd, dict(environment)
 
     def mark_launched(self, sandbox: Sandbox) -> bool:
         """Whether this call was the first: a sandbox is launched once."""
@@ -130,6 +134,7 @@ class PlainSandboxes:
             "volume": record.volume,
             "cwd": record.cwd,
             "environment": record.environment,
+            "remote_environment": record.remote_environment,
         }
         file = self._folder / f"{sandbox.id}.json"
         aside = file.with_suffix(".new")
@@ -144,9 +149,27 @@ class PlainSandboxes:
             content = json.loads(file.read_text(encoding="utf-8"))
             tenant = Tenant(WorkspaceId(content["workspace"]), RunNumber(content["run"]), content["role"])
             sandbox = Sandbox(SandboxId(file.stem), tenant, SandboxState(content["state"]))
-            environment = tuple((name, value) for name, value in content["environment"])
-            records.append(_Record(sandbox, content["boot"], content["volume"], content["cwd"], environment))
+            environment, remote = (
+                tuple((name, value) for name, value in content.get(kind, ()))
+                for kind in ("environment", "remote_environment")
+            )
+            records.append(_Record(sandbox, content["boot"], content["volume"], content["cwd"], environment, remote))
         return records
+
+
+_IN_TERMINAL = """
+if command -v script >/dev/null; then script --quiet --flush --return --command "$0" /dev/null; else sh -c "$0"; fi
+echo $? >"$1"
+"""
+"""script(1) holds the terminal, and goes on without the agent."""
+
+
+def _is_first(mark: Path) -> bool:
+    try:
+        mark.touch(mode=0o600, exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 class PlainLauncher:
@@ -156,14 +179,31 @@ class PlainLauncher:
         self._sandboxes = sandboxes
         self._proc = proc
 
-    async def launch(self, sandbox: Sandbox, command: tuple[str, ...] | None, log: Path) -> None:
-        places, cwd, environment = self._sandboxes.places(sandbox)
+    async def launch(
+        self, sandbox: Sandbox, command: tuple[str, ...] | None, log: Path, *, cwd: str | None = None
+    ) -> None:
+        places, folder, environment = self._sandboxes.places(sandbox, remote=False)
         if not self._sandboxes.mark_launched(sandbox) or command is None:
             return
         with open_log(log) as output:
             start_process(
-                command, places.on_machine(cwd), places.environment(sandbox.id, environment), log=output
+                command, places.on_machine(cwd or folder), places.environment(sandbox.id, environment), log=output
             )  # collected by its descriptor in the event loop
+
+    async def start_task(self, sandbox: Sandbox, task: Task, log: Path, status: Path) -> None:
+        places, cwd, environment = self._sandboxes.places(sandbox)
+        if not _is_first(status.with_suffix(".started")):
+            return
+        marker = places.on_machine("/workspace/.fairwater")
+        script = task.script.replace("/workspace/.fairwater", marker)
+        command = ("sh", "-c", _IN_TERMINAL, f"sh -c {shlex.quote(script)}", os.fspath(status))
+        with open_log(log) as output:
+            start_process(
+                command,
+                places.on_machine(cwd),
+                places.environment(sandbox.id, environment, {"TERM": "xterm-256color"}, dict(task.environment)),
+                log=output,
+            )
 
     async def exec(self, sandbox: Sandbox, request: ExecRequest) -> Process:
         if request.user != "workspace":
