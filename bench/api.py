@@ -59,20 +59,23 @@ asyncio.run(serve(create_agent_app(agent, agent, agent.facts), unix_socket=Path(
 """
 
 
-async def fill(url: str, workspaces: int) -> tuple[str, list[str]]:
-    """The token of an owner of `workspaces` / `OWNERS` of them, and their ids."""
+async def fill(url: str, workspaces: int) -> tuple[str, str, list[str]]:
+    """The tokens of an operator and of an owner of `workspaces` / `OWNERS` of them, and the owner's ids."""
     await upgrade(url)
     database = SqlDatabase.open(url, DeadlinePolicy(), lambda change: None)
     now, chance = datetime.now(UTC), random.Random(1)
     owners: list[Account] = []
-    secret, digest = new_secret()
+    (secret, digest), (operators, operators_digest) = new_secret(), new_secret()
     async with database.write() as transaction:
         for number in range(OWNERS):
             owners.append(await transaction.accounts.add(f"user-{number}", Role.MEMBER, "default", now))
         await transaction.tokens.add(owners[0].id, "bench", digest, now, None)
+        operator = await transaction.accounts.add("operator", Role.OPERATOR, "default", now)
+        await transaction.tokens.add(operator.id, "bench", operators_digest, now, None)
     mine = []
     for first in range(0, workspaces, 500):
-        rows, lines = [], []
+        rows: list[dict[str, object]] = []
+        lines: list[dict[str, object]] = []
         for number in range(first, min(workspaces, first + 500)):
             owner = owners[number % OWNERS]
             key = "".join(chance.choices(_ALPHABET, k=12))
@@ -96,7 +99,7 @@ async def fill(url: str, workspaces: int) -> tuple[str, list[str]]:
             await transaction.connection.execute(insert(WORKSPACES), rows)
             await transaction.connection.execute(insert(HISTORY), lines)
     await database.close()
-    return secret, mine
+    return operators, secret, mine
 
 
 @contextmanager
@@ -160,8 +163,14 @@ def p99(values: list[float]) -> float:
     return ordered[min(len(ordered) - 1, round(0.99 * (len(ordered) - 1)))]
 
 
-async def measure(report: Report, kind: str, api: str, token: str, mine: list[str], seconds: float) -> None:
-    async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {token}"}, timeout=30) as client:
+async def measure(
+    report: Report, kind: str, api: str, tokens: tuple[str, str], mine: list[str], seconds: float
+) -> None:
+    async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {tokens[1]}"}, timeout=30) as client:
+
+        async def listed_of_all(_number: int) -> int:
+            headers = {"Authorization": f"Bearer {tokens[0]}"}
+            return (await client.get(f"{api}/workspaces?owner=all&limit={LIST_LIMIT}", headers=headers)).status_code
 
         async def listed(_number: int) -> int:
             return (await client.get(f"{api}/workspaces?limit={LIST_LIMIT}")).status_code
@@ -177,6 +186,7 @@ async def measure(report: Report, kind: str, api: str, token: str, mine: list[st
         await steadily(listed, READ_RATE, 1.0, 200)  # connections are opened, statements prepared
         for name, ask, rate, expected, goal_s in (
             ("list", listed, READ_RATE, 200, READ_GOAL_S),
+            ("list_of_all", listed_of_all, READ_RATE, 200, READ_GOAL_S),
             ("show", shown, READ_RATE, 200, READ_GOAL_S),
             ("create", created, CREATE_RATE, 201, CREATE_GOAL_S),
         ):
@@ -200,9 +210,9 @@ def run(workspaces: int, seconds: float) -> bool:
 
 
 def compare(report: Report, kind: str, folder: Path, url: str, workspaces: int, seconds: float) -> None:
-    token, mine = asyncio.run(fill(url, workspaces))
+    operators, owners, mine = asyncio.run(fill(url, workspaces))
     with serving(folder, url) as api:
-        asyncio.run(measure(report, kind, api, token, mine, seconds))
+        asyncio.run(measure(report, kind, api, (operators, owners), mine, seconds))
 
 
 if __name__ == "__main__":

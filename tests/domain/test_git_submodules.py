@@ -84,7 +84,7 @@ def test_a_name_or_path_that_leads_elsewhere_is_refused(text: str, what: str) ->
 
 def test_of_what_is_said_twice_the_first_counts() -> None:
     printed = b"submodule.a.path\nlib/a\0submodule.a.path\nother\0submodule.a.url\n../a\0submodule.b.c.url\n../b\0"
-    assert parse_file(printed) == (Submodule("a", "lib/a", "../a"),)
+    assert parse_file(printed) == (Submodule("a", "lib/a", "../a"), Submodule("b.c", "", "../b"))
 
 
 def test_only_links_to_commits_are_links() -> None:

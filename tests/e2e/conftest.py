@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.servers.databases import postgres as postgres
+from tests.servers.databases import postgres_url as postgres_url
 
 FAIRWATER = str(Path(sys.executable).parent / "fairwater")
 UP_WITHIN_S = 60.0

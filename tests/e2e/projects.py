@@ -33,7 +33,9 @@ class Project:
         """A git repository of it below `folder`."""
         aside = folder / f"{self.name}.new"
         aside.mkdir()
-        subprocess.run(["tar", "--extract", "--no-same-owner", "--file", self.archive, "--directory", aside], check=True)
+        subprocess.run(
+            ["tar", "--extract", "--no-same-owner", "--file", self.archive, "--directory", aside], check=True
+        )
         [top] = aside.iterdir()
         repository = top.rename(folder / self.name)
         aside.rmdir()

@@ -99,14 +99,19 @@ def brought(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brought]:
         yield Brought(origin, address, registry, found)
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The settings that name the database."""
+    if request.param == "sqlite":
+        return {}
+    return {"FAIRWATER_SERVER_DATABASE_URL": request.getfixturevalue("postgres_url")}
+
+
 def test_three_public_projects_pass_their_own_tests_in_their_own_image(
-    brought: Brought, installation: Installation, database: str, request: pytest.FixtureRequest
+    brought: Brought, database: dict[str, str], installation: Installation
 ) -> None:
-    if database == "postgresql":
-        installation.settings["FAIRWATER_SERVER_DATABASE_URL"] = request.getfixturevalue("postgres_url")
     host, port = brought.registry.split(":")
-    installation.settings |= {
+    installation.settings |= database | {
         "FAIRWATER_NODE_GIT_FILE_ROOTS": str(brought.folder),
         "FAIRWATER_NETWORK_ALLOW": f"{host}/32:{port}",
         "FAIRWATER_IMAGES_INSECURE_REGISTRIES": brought.registry,
@@ -127,11 +132,11 @@ def test_three_public_projects_pass_their_own_tests_in_their_own_image(
     assert users == [["root", "root"], ["coder", "coder"], ["coder", "coder"]]
     assert installation.exec("idna", "cat ~/.from-image; pwd") == "kept\n/workspace/idna\n"
     # What runs once does not run again, what runs on every start does; edits are there.
-    installation.exec("zlib", "echo mine > ~/mine; touch -d 2001-01-01 libz.a")
+    installation.exec("zlib", "echo mine > ~/mine; touch -d 2001-01-01 configure.log")
     assert installation.run("ws", "stop", "zlib", "--wait").returncode == 0
     assert installation.run("ws", "start", "zlib", "--wait").returncode == 0
     tasks(installation, brought.projects[2])
-    assert installation.exec("zlib", "cat ~/mine; stat -c %y libz.a").split()[:2] == ["mine", "2001-01-01"]
+    assert installation.exec("zlib", "cat ~/mine; stat -c %y configure.log").split()[:2] == ["mine", "2001-01-01"]
     assert installation.interrupt() == 0
 
 

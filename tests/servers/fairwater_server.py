@@ -75,7 +75,7 @@ def server_process(
     }
     if source is not None:
         environment["PYTHONPATH"] = str(source)
-    else:
+    if source is None or (source / "fairwater/store/vault.py").exists():
         environment["FAIRWATER_SERVER_MASTER_KEY"] = KEY
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(

@@ -280,12 +280,12 @@ async def test_workspaces_are_what_their_node_says_of_them(store: Store) -> None
 
     store.told.clear()
     await restore(store.database, sent(content), nodes, LATER)
-    found = {}
+    states = {}
     for entry in (stopped, running, same):
         record = await store.records.load(entry.workspace.id)
         assert record is not None
-        found[entry.name] = (record.workspace.phase, record.workspace.run, record.deadline)
-    assert found == {
+        states[entry.name] = (record.workspace.phase, record.workspace.run, record.deadline)
+    assert states == {
         stopped.name: (Phase.RUNNING, 7, None),
         running.name: (Phase.STOPPED, 2, None),
         same.name: (Phase.RUNNING, 2, None),

@@ -191,7 +191,7 @@ async def test_who_waited_for_a_workspace_sees_all_of_what_was_done_to_it(server
     async with one.database.write() as transaction:
         found = await transaction.workspaces.find(entry.workspace.id, None, entry.owner)
         stopping: asyncio.Task[Entry] = asyncio.create_task(stop())
-        assert await waits(stopping)  # type: ignore[arg-type]
+        assert await waits(stopping)
         await transaction.workspaces.apply(found, Event.START, "asked for", NOW)
     assert (await stopping).workspace.phase is Phase.STOPPING
 

@@ -70,8 +70,8 @@ class RunKeeper:
             if entry is not None and entry.state is not RunState.ENDED:
                 await self.stop_run(workspace, entry.run)
                 raise Temporary(f"run {entry.run} is still being released", code="run_alive", delay_s=0.25)
-            source = request.spec.source
-            if source is not None and source.local and not request.local_allowed:
+            sources = (request.spec.source, request.spec.dotfiles)
+            if any(source is not None and source.local for source in sources) and not request.local_allowed:
                 raise Permanent("file:// URLs are for the local administrator only", code="local_only")
             if is_local(request.spec.image) and not request.local_allowed:
                 raise Permanent("images in folders are for the local administrator only", code="local_only")

@@ -17,8 +17,9 @@ from fairwater.domain.workspaces.git_urls import source_of
 from fairwater.domain.workspaces.notice import Level, Notice
 from fairwater.domain.workspaces.run import Source
 from fairwater.domain.workspaces.setup import AdditionalRepository, Brought, Wanted
-from fairwater.node.content_checkout import Checkout, Deadline, GitRunner, script
+from fairwater.node.content_checkout import Checkout
 from fairwater.node.content_files import is_file, is_folder, is_free, read_config_files
+from fairwater.node.content_runner import Deadline, GitRunner, script
 from fairwater.node.git_words import GitFailed
 from fairwater.ports.content import Configure
 

@@ -7,11 +7,9 @@ git runs (`GitRunner`), and what git is told (`domain.workspaces.git`).
 from __future__ import annotations
 
 import asyncio
-import shlex
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 from fairwater.domain.failure import Permanent
 from fairwater.domain.workspaces import git_lfs as lfs
@@ -28,52 +26,10 @@ from fairwater.domain.workspaces.git_refs import RefAndFolder, is_commit, split_
 from fairwater.domain.workspaces.git_submodules import Chain, Step, Submodule
 from fairwater.domain.workspaces.notice import Notice
 from fairwater.domain.workspaces.run import Source
+from fairwater.node.content_runner import PART_S, Deadline, GitRunner
 from fairwater.node.git_words import GitFailed
 
 _PRINTED_MAX = 1024 * 1024
-PART_S = 300.0
-"""How long one submodule, the large files of one checkout, or one repository beside the main one may take."""
-
-
-class GitRunner(Protocol):
-    """Where git runs. Paths in its commands are as seen there."""
-
-    @property
-    def home(self) -> str:
-        """An empty folder."""
-        ...
-
-    @property
-    def config(self) -> str:
-        """The file with `git.CONFIG`."""
-        ...
-
-    async def run(self, command: tuple[str, ...], environment: Mapping[str, str], printed_max: int = 0) -> bytes:
-        """As `git_words.listen`."""
-        ...
-
-    async def show(self, source: Source) -> tuple[str, ...]:
-        """Makes a `file://` source readable there; the options git needs to find it.
-
-        Raises:
-            Permanent: `not_a_listed_root`, `not_a_repository`.
-        """
-        ...
-
-    def offers_key(self, source: Source) -> bool:
-        """Whether the person has an SSH key for the source's host."""
-        ...
-
-
-@dataclass(slots=True)
-class Deadline:
-    """`at` is when all must be done, by the event loop's clock; `all_s` is how long that was at the beginning."""
-
-    at: float
-    all_s: float
-
-    def part(self) -> float:
-        return min(self.at, asyncio.get_running_loop().time() + PART_S)
 
 
 class Checkout:
@@ -174,7 +130,12 @@ class Checkout:
         environment = self.environment(above.source)
         if not await self._runner.run(submodules.list_file_command(folder), environment, _PRINTED_MAX):
             return [], []
-        printed = await self._runner.run(submodules.read_file_command(folder), environment, _PRINTED_MAX)
+        try:
+            printed = await self._runner.run(submodules.read_file_command(folder), environment, _PRINTED_MAX)
+        except GitFailed as failed:
+            if submodules.says_nothing(failed.status, failed.stderr):
+                return [], []
+            raise
         usable, notices = [], []
         for submodule in submodules.parse_file(printed)[: submodules.SUBMODULES_MAX + 1]:
             try:
@@ -254,9 +215,3 @@ class Checkout:
 
 def _join(folder: str, place: str) -> str:
     return f"{folder}/{place}" if place else folder
-
-
-def script(*lines: str, **names: str) -> tuple[str, ...]:
-    """A command of `sh`: `lines` in order until one fails, with each `{name}` replaced by its quoted value."""
-    quoted = {name: shlex.quote(value) for name, value in names.items()}
-    return ("sh", "-c", " && ".join(line.format(**quoted) for line in lines))

@@ -1,4 +1,4 @@
-"""A helper sandbox for content, as `content_checkout.GitRunner`; and which repositories of the machine it is shown.
+"""A helper sandbox for content, as `content_runner.GitRunner`; and which repositories of the machine it is shown.
 
 A `file://` repository is opened below a listed folder, by descriptor and without following a link, and shown to the
 helper read-only: what was checked is what is shown.
@@ -69,7 +69,7 @@ class Helper:
         request = ExecRequest(command, cwd="/workspace", environment=tuple((environment or {}).items()))
         return await self._sandboxes.exec(self._sandbox, request)
 
-    # --- content_checkout.GitRunner -----------------------------------------------------------------------------
+    # --- content_runner.GitRunner -----------------------------------------------------------------------------
 
     async def run(self, command: tuple[str, ...], environment: Mapping[str, str], printed_max: int = 0) -> bytes:
         assert self._output is not None

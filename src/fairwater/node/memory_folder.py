@@ -34,7 +34,7 @@ def keep_in_memory(folder: Path, size: int, mode: int) -> None:
 def release_memory(folder: Path) -> None:
     """Unmounts what `keep_in_memory` mounted, once nothing is left in it."""
     if linux.is_mount(folder) and not any(folder.iterdir()):
-        linux.umount(folder)
+        linux.umount(folder, linux.MNT_DETACH)  # a socket that was bound in it may still be open
 
 
 def _file_system(folder: Path) -> int:

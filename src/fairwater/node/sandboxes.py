@@ -72,6 +72,11 @@ class ParkedSandboxes:
 
     async def close(self, *, remove_parked: bool = False) -> None:
         """Stops parking; with `remove_parked`, nothing is left but the claimed ones."""
+        for held in self._held.values():
+            if held.arrival is not None:
+                await asyncio.wait({held.arrival})
+            if service := self._service_of(held):
+                await service.close(held.slot.service)  # the next agent opens it anew
         await self._pool.close(remove_parked=remove_parked)
         if remove_parked and not self._held:
             await asyncio.to_thread(self._slots.release)

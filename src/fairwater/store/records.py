@@ -28,10 +28,10 @@ from fairwater.store.life import HOLD, WITH_DEADLINE, advance, held
 from fairwater.store.schema import USERS, WORKSPACES, DeadlineRow, WorkspaceRow
 from fairwater.store.start_request import start_request
 
-_AT_REST = tuple(sorted(phase.value for phase in (*AT_REST, Phase.DELETED)))
+_LOOKED_AFTER = tuple(phase.value for phase in Phase if phase not in {*AT_REST, Phase.DELETED})
 _UNFINISHED = select(WorkspaceRow.id).where(
     or_(
-        WorkspaceRow.phase.not_in(_AT_REST),
+        WorkspaceRow.phase.in_(_LOOKED_AFTER),
         and_(WorkspaceRow.phase == Phase.DELETED.value, WorkspaceRow.cleared_at.is_(None)),
     )
 )

@@ -120,6 +120,7 @@ class WorkspaceRow(Row):
     cleared_at: Mapped[datetime | None]
     __table_args__ = (
         Index(None, "owner_id", "created_at", "id"),
+        Index(None, "created_at", "id"),
         Index(None, "phase", "cleared_at"),
         Index(
             "uq_workspaces_owner_id_name",

@@ -68,7 +68,7 @@ def list_links_command(folder: str, paths: Sequence[str]) -> tuple[str, ...]:
 
 def parse_file(printed: bytes) -> tuple[Submodule, ...]:
     """The submodules in the order written, as `read_file_command` prints them; of what is said twice, the first counts,
-    as for git. One without a path or a URL is none."""
+    as for git. What is missing of one is "": git reads a broken file as far as it goes, and does not fail."""
     said: dict[str, dict[str, str]] = {}
     for entry in printed.decode("utf-8", "replace").split("\0"):
         key, newline, value = entry.partition("\n")
@@ -76,10 +76,13 @@ def parse_file(printed: bytes) -> tuple[Submodule, ...]:
         if newline and dot:
             said.setdefault(name, {}).setdefault(what, value)
     return tuple(
-        Submodule(name, values["path"].rstrip("/"), values["url"])
-        for name, values in said.items()
-        if {"path", "url"} <= values.keys()
+        Submodule(name, values.get("path", "").rstrip("/"), values.get("url", "")) for name, values in said.items()
     )
+
+
+def says_nothing(status: int, words: str) -> bool:
+    """Whether `read_file_command` ended so because the file names none: git leaves an empty one behind the last."""
+    return status == 1 and "error:" not in words
 
 
 def parse_links(printed: bytes) -> Mapping[str, str]:

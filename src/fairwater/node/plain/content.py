@@ -101,7 +101,7 @@ class PlainContent:
 
 
 class _Runner:
-    """Implements `content_checkout.GitRunner`."""
+    """Implements `content_runner.GitRunner`."""
 
     def __init__(
         self,
