@@ -122,7 +122,7 @@ KEYS: tuple[Key, ...] = (
         read.optional(read.image_disk),
         "disk space for images; automatic: 50 GiB, a quarter at most",
     ),
-    Key("images.pull_rate", "200MiB", read.rate, "bytes a second that images are brought in with; 0 is no limit"),
+    Key("images.pull_rate", "100MiB", read.rate, "bytes a second that images are brought in with; 0 is no limit"),
     Key("images.insecure_registries", (), read.registries, "registries spoken to without TLS"),
     Key("images.folders", (), read.folders, "folders that oci: and archives of the local administrator may name"),
     Key("images.stall", "60s", read.duration, "a registry that sends nothing for so long is given up"),

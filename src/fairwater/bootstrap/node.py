@@ -52,6 +52,7 @@ from fairwater.node.slots import Slots
 from fairwater.node.tasks import VolumeTasks
 from fairwater.node.volumes import BtrfsVolumes
 from fairwater.ports.agent import API_VERSION, Fact, Hello
+from fairwater.ports.sandboxes import Sandbox
 from fairwater.serving.logs import configure_logs
 from fairwater.serving.serve import LOCAL, serve
 from fairwater.settings import Settings
@@ -140,10 +141,17 @@ async def open_node(settings: Settings, data: DataDir, instance: Instance | None
     usage = ImageUsage(data.node / "image-usage.json", SystemClock())
     policy = ParkingPolicy(settings.images.parked_memory, settings.node.parked)
     sandboxes = ParkedSandboxes(slots, cgroups, net, programs, usage, policy, CredentialService(secrets))
+
+    def pulls_group(sandbox: Sandbox) -> Path:
+        group = sandboxes.group(sandbox)
+        cgroups.yield_processors(group)
+        return Path(cgroups.path(group))
+
     store = ImageStore(
-        data.node / "oci", sandboxes, programs, _store_settings(settings.images, data.node), sandboxes.in_use
-    )
-    images = OfferedImages(programs, store)
+        data.node / "oci", sandboxes, programs, _store_settings(settings.images, data.node), sandboxes.in_use,
+        pulls_group,
+    )  # fmt: skip
+    images = OfferedImages(programs, store, sandboxes.prefer)
     volumes = BtrfsVolumes(data.node / "volumes")
     await asyncio.to_thread(volumes.prepare)
     await asyncio.to_thread(net.prepare)

@@ -18,7 +18,7 @@ from fairwater.domain.workspaces.run import Progress
 from fairwater.domain.workspaces.setup import SEARCHED, Setup, Wanted, decide_setup
 from fairwater.loops.journal import Entry
 from fairwater.ports.content import Content
-from fairwater.ports.images import ImageRoot, Images, ImageUser
+from fairwater.ports.images import ImageRoot, Images, ImageUser, is_local
 from fairwater.ports.sandboxes import Admission
 from fairwater.ports.secrets import SecretKeeper
 
@@ -83,7 +83,9 @@ class RunSetup:
         return setup
 
     async def image(self, entry: Entry) -> ImageRoot | None:
-        """The run's image, where it is here and may be used."""
+        """The run's image, where it is here and may be used: a folder of the node only by a person's own wish."""
+        if is_local(_setup_of(entry).image) and not entry.spec.image_asked:
+            return None
         return await self._images.find(_setup_of(entry).image, self._secrets.get(entry.workspace))
 
     async def present(self, entry: Entry) -> ImageRoot:

@@ -124,6 +124,11 @@ class Cgroups:
                 f"group {self.path(group)}: asked for {limits}, but the kernel shows {shown}", code="limit_not_applied"
             )
 
+    def yield_processors(self, group: str) -> None:
+        """Puts the group behind all others that want a processor, to a tenth of a workspace's weight."""
+        name, weight = ("cpu.weight", "10") if self.layout is Layout.V2 else ("cpu.shares", "102")
+        _write(self._folder("cpu", group) / name, weight)
+
     @staticmethod
     def _limit_memory_v1(folder: Path, memory: int | None) -> None:
         """Memory, and memory with swap, to the same: the second may never be below the first, at no moment."""

@@ -66,7 +66,7 @@ def mount_setattr(fd: int, attributes: int, userns: int = 0, *, recursive: bool 
 
 
 def move_mount(fd: int, target: str | Path | int) -> None:
-    """move_mount(2): puts a detached mount at `target` (a path or descriptor) of the calling thread's mount namespace."""
+    """move_mount(2): puts a detached mount at `target`, a path or descriptor, in the calling thread's namespace."""
     if isinstance(target, int):
         at, raw, flags = target, b"", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
     else:

@@ -100,6 +100,9 @@ class ParkedSandboxes:
         """Digests of the images that parked and claimed sandboxes show: they must stay on this node."""
         return self._pool.digests() | {held.slot.digest for held in self._held.values()}
 
+    def group(self, sandbox: Sandbox) -> str:
+        return self._get(sandbox).slot.group
+
     # --- ports.sandboxes.Sandboxes ------------------------------------------------------------------------------
 
     def claimed(self) -> tuple[Sandbox, ...]:

@@ -59,6 +59,9 @@ class Metrics:
             self._stops.labels(reason)
 
     def observe(self, change: Committed) -> None:
+        """Each change counts once, at the server that made it."""
+        if change.elsewhere:
+            return
         if change.before in STARTING:
             if change.event is Event.READY:
                 self._starts.labels("started").inc()

@@ -12,7 +12,6 @@ from fairwater.domain.units import Bytes, format_bytes
 from fairwater.domain.workspaces.classes import WorkspaceClass
 from fairwater.domain.workspaces.notice import Level, Notice
 
-
 SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """PATH where an image has none."""
 
@@ -125,9 +124,7 @@ class Setup:
     notices: tuple[Notice, ...] = ()
 
 
-def decide_setup(
-    image: str, *, image_asked: bool, brought: Brought, wanted: Wanted, limits: WorkspaceClass
-) -> Setup:
+def decide_setup(image: str, *, image_asked: bool, brought: Brought, wanted: Wanted, limits: WorkspaceClass) -> Setup:
     """`image` is the one asked for by a person (`image_asked`), which wins, or else the default."""
     if image_asked:
         chosen, why = image, "asked for when the workspace was created"

@@ -11,11 +11,12 @@ from fairwater.ports.images import ImageRoot, Images
 
 
 class OfferedImages:
-    """Implements `ports.images.Images`."""
+    """Implements `ports.images.Images`. `brought` hears of each image that was prepared, since a start of it follows."""
 
-    def __init__(self, host: Images, store: Images) -> None:
+    def __init__(self, host: Images, store: Images, brought: Callable[[ImageRoot], None] = lambda _: None) -> None:
         self._host = host
         self._store = store
+        self._brought = brought
 
     async def find(self, reference: str, secrets: RunSecrets = RunSecrets()) -> ImageRoot | None:
         return await self._of(reference).find(reference, secrets)
@@ -28,7 +29,11 @@ class OfferedImages:
         *,
         local_allowed: bool = False,
     ) -> ImageRoot:
-        return await self._of(reference).prepare(reference, secrets, report, local_allowed=local_allowed)
+        images = self._of(reference)
+        image = await images.prepare(reference, secrets, report, local_allowed=local_allowed)
+        if images is not self._host:
+            self._brought(image)
+        return image
 
     def _of(self, reference: str) -> Images:
         return self._host if parse_reference(reference).kind is Kind.HOST else self._store
