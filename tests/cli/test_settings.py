@@ -150,7 +150,7 @@ def test_a_wrong_secret_is_refused_without_showing_it(text: str, tmp_path: Path)
 
 def test_images_are_limited_unless_said_otherwise() -> None:
     images = load_settings(None, {}).images
-    assert (images.default, images.disk, images.pull_rate, images.stall_s) == ("host", None, 200 * MIB, 60.0)
+    assert (images.default, images.disk, images.pull_rate, images.stall_s) == ("host", None, 100 * MIB, 60.0)
     assert images.parked_memory == 256 * MIB
     unlimited = load_settings(None, {"FAIRWATER_IMAGES_PULL_RATE": "0", "FAIRWATER_IMAGES_DISK": "10GiB"}).images
     assert (unlimited.pull_rate, unlimited.disk) == (None, 10 * GIB)

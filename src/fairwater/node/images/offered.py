@@ -11,7 +11,7 @@ from fairwater.ports.images import ImageRoot, Images
 
 
 class OfferedImages:
-    """Implements `ports.images.Images`. `brought` hears of each image that was prepared, since a start of it follows."""
+    """Implements `ports.images.Images`. `brought` hears of each image that was prepared: a start of it follows."""
 
     def __init__(self, host: Images, store: Images, brought: Callable[[ImageRoot], None] = lambda _: None) -> None:
         self._host = host
