@@ -19,7 +19,9 @@ fi
 
 if is_root; then
     # shellcheck disable=SC2086
-    "$checkout/tools/packages.sh" $packages_up $packages_test $packages_bench
+    "$checkout/tools/packages.sh" $packages_up
+    # shellcheck disable=SC2086
+    "$checkout/tools/packages.sh" --not-started $packages_test $packages_bench
     "$checkout/tools/init.sh"
 fi
 environment=$("$checkout/tools/environment.sh" run)

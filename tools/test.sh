@@ -10,7 +10,9 @@ if [ "$what" = all ]; then
     kind="test"
     if is_root; then
         # shellcheck disable=SC2086
-        "$checkout/tools/packages.sh" $packages_up $packages_test
+        "$checkout/tools/packages.sh" $packages_up
+        # shellcheck disable=SC2086
+        "$checkout/tools/packages.sh" --not-started $packages_test
         "$checkout/tools/init.sh"
         "$checkout/tools/v2/kernel.sh"
     else
