@@ -25,7 +25,7 @@ from fairwater.domain.workspaces.classes import WorkspaceClass
 from fairwater.domain.workspaces.run import Progress, RunFacts, RunSpec, RunState, Source
 from fairwater.domain.workspaces.setup import Brought, Wanted
 from fairwater.engines.local.client import AgentClient
-from fairwater.loops.run_steps import RunParts
+from fairwater.loops.run_parts import RunParts
 from fairwater.loops.runs import RunKeeper
 from fairwater.node.api.access import NodeAccess
 from fairwater.node.api.app import create_agent_app
@@ -242,8 +242,8 @@ class Node:
         await keeper.recover()
         self._open.push_async_callback(keeper.close)
 
-        def files_of(root: Path) -> VolumeFiles:
-            return VolumeFiles(root, owner_uid=os.getuid(), owner_gid=os.getgid())
+        def files_of(root: Path, home: str) -> VolumeFiles:
+            return VolumeFiles(root, home, owner_uid=os.getuid(), owner_gid=os.getgid())
 
         self.runs, self.access = keeper, NodeAccess(keeper, volumes, launcher, files_of)
 

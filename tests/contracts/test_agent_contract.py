@@ -183,8 +183,9 @@ async def test_a_command_that_does_not_exist_fails_the_run_with_its_reason(node:
 
 
 async def test_an_image_that_is_not_there_fails_the_run_with_its_reason(node: Node) -> None:
-    ended = await node.up(image="no/such:image")
-    assert (ended.state, ended.code) == (RunState.ENDED, "no_such_image")
+    ended = await node.up(image="registry.invalid/no/such:image")
+    code = "no_such_registry" if node.isolated else "no_such_image"
+    assert (ended.state, ended.code) == (RunState.ENDED, code)
 
 
 async def test_the_repository_is_there_when_the_run_runs(node: Node, repository: Repository) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import textwrap
+import time
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
@@ -74,3 +76,53 @@ def test_what_cannot_be_used_is_refused_with_the_reason(text: str, said: str) ->
 
 def test_a_refused_key_is_not_repeated() -> None:
     assert WITH_A_PASSPHRASE.splitlines()[2][:20] not in refused(WITH_A_PASSPHRASE)
+
+
+def der(tag: int, *parts: bytes) -> bytes:
+    content = b"".join(parts)
+    size = len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
+    return bytes([tag]) + (size if len(content) < 128 else bytes([0x80 | len(size)]) + size) + content
+
+
+def number(value: int) -> bytes:
+    return der(2, value.to_bytes(value.bit_length() // 8 + 1, "big"))
+
+
+def block(kind: str, content: bytes) -> str:
+    body = "\n".join(textwrap.wrap(base64.b64encode(content).decode(), 64))
+    return f"-----BEGIN {kind}-----\n{body}\n-----END {kind}-----\n"
+
+
+LARGE_PRIME = 2**9689 - 1
+"""To find out that it is one takes a minute."""
+
+
+def diffie_hellman() -> bytes:
+    parameters = der(0x30, der(6, bytes.fromhex("2a864886f70d010301")), der(0x30, number(LARGE_PRIME), number(2)))
+    return der(0x30, number(0), parameters, der(4, number(5)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        block("RSA PRIVATE KEY", der(0x30, *map(number, (0, 15, 65537, 3, LARGE_PRIME, 3, 1, 1, 1)))),
+        block("RSA PRIVATE KEY", der(0x30, *map(number, (0, LARGE_PRIME * 3, 65537, 3, LARGE_PRIME, 3, 1, 1, 1)))),
+        block("RSA PRIVATE KEY", der(0x30, *map(number, (0, 2**4000 + 1, 65537, 3, LARGE_PRIME, 3, 1, 1, 1)))),
+        block("PRIVATE KEY", diffie_hellman()),
+        block("EC PRIVATE KEY", b"") + block("PRIVATE KEY", diffie_hellman()),
+        block("SOME PRIVATE KEY", b"") + block("PRIVATE KEY", diffie_hellman()),
+    ],
+)
+def test_no_large_prime_is_looked_for_while_everybody_waits(text: str) -> None:
+    assert len(text) < 4096
+    began = time.process_time()
+    refused(text)
+    assert time.process_time() - began < 2
+
+
+def test_an_rsa_key_whose_numbers_do_not_belong_together_is_refused() -> None:
+    found = RSA.private_numbers()
+    wrong = rsa.RSAPrivateNumbers(
+        found.p, found.q, found.d + 2, found.dmp1, found.dmq1, found.iqmp, found.public_numbers
+    ).private_key(unsafe_skip_rsa_key_validation=True)
+    assert "numbers" in refused(pem(wrong))

@@ -5,17 +5,11 @@ Everything is fetched through the machine's own pip and apt, so that a mirror or
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from tests.servers.address import free_port
 
 PACKAGES = "python3,python3-venv,git,ca-certificates,gcc,make,libc6-dev"
 
@@ -125,32 +119,3 @@ def push(layout: Path, tag: str, reference: str) -> None:
         ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"oci:{layout}:{tag}", f"docker://{reference}"],
         check=True, capture_output=True,
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def registry(folder: Path, address: str) -> Iterator[str]:
-    """Debian's docker-registry; yields its `HOST:PORT`."""
-    port = free_port(address)
-    settings = folder / "registry.yml"
-    settings.write_text(
-        "version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: " + str(folder / "registry") + "}}\n"
-        f"http: {{addr: '{address}:{port}'}}\n"
-    )
-    server = subprocess.Popen(
-        ["docker-registry", "serve", str(settings)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        _until_listening(address, port)
-        yield f"{address}:{port}"
-    finally:
-        server.terminate()
-        server.wait(10)
-
-
-def _until_listening(address: str, port: int) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        with contextlib.suppress(OSError), socket.create_connection((address, port), 1):
-            return
-        assert time.monotonic() < deadline, "the registry does not listen"
-        time.sleep(0.05)

@@ -15,7 +15,8 @@ import pytest
 from tests.e2e import projects
 from tests.e2e.conftest import Installation, until
 from tests.e2e.projects import Project
-from tests.servers.address import own_address
+from tests.servers.address import free_port, own_address
+from tests.servers.registry import docker_registry
 
 pytestmark = pytest.mark.root
 TASKS_WITHIN_S = 240.0
@@ -75,7 +76,8 @@ def brought(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brought]:
     layout = projects.debian_image(folder)
     projects.configured(layout, "python", "--config.env", "LANG=C.UTF-8", "--config.workingdir", "/srv")
     projects.configured(layout, "c", "--config.user", "coder", "--config.env", "CFLAGS=-O2")
-    with own_address() as address, projects.registry(folder, address) as registry:
+    with own_address() as address, docker_registry(address, free_port(address)) as served:
+        registry = served.host
         projects.push(layout, "python", f"{registry}/team/python:3.11")
         projects.push(layout, "c", f"{registry}/team/c:12")
         found = (

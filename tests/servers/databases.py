@@ -12,6 +12,7 @@ import functools
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def shared_cluster() -> Cluster:
     atexit.register(stack.close)
     running = stack.enter_context(cluster())
     url = running.create()
-    asyncio.run(upgrade(url))
+    _upgrade(url)
     running.rename(url, TEMPLATE)
     return running
 
@@ -40,8 +41,14 @@ def shared_cluster() -> Cluster:
 def _upgraded_file() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="fairwater-database-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    asyncio.run(upgrade(f"sqlite:///{folder / 'fairwater.db'}"))
+    _upgrade(f"sqlite:///{folder / 'fairwater.db'}")
     return folder / "fairwater.db"
+
+
+def _upgrade(url: str) -> None:
+    """In a thread: a fixture that asks for a database may itself run in an event loop."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(lambda: asyncio.run(upgrade(url))).result()
 
 
 @pytest.fixture(scope="session")

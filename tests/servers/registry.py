@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 from tests.servers.oci import INDEX, MANIFEST, Image, digest_of, index
 
 USER, PASSWORD = "ann", "s3cret-of-ann"
-_HTPASSWD = "ann:$2b$05$abcdefghijklmnopqrstuubGIO2GYAzsTYkWDBylJZ1TngL2ovaZy\n"
-"""The same, by bcrypt."""
+SECOND_USER = "bob"
+"""With the same password."""
+_BY_BCRYPT = "$2b$05$abcdefghijklmnopqrstuubGIO2GYAzsTYkWDBylJZ1TngL2ovaZy"
 WITHIN_S = 15.0
 
 
@@ -30,6 +31,12 @@ class Registry:
     host: str
     log: Path
     password: str | None = None
+
+    def let_in(self, *users: str) -> None:
+        """From now on these users, and nobody else; of a registry that is closed."""
+        aside = self.log.with_name("htpasswd.new")
+        aside.write_text("".join(f"{user}:{_BY_BCRYPT}\n" for user in users))
+        aside.replace(self.log.with_name("htpasswd"))
 
     def requests(self) -> int:
         """How many requests it has answered so far."""
@@ -76,12 +83,12 @@ class Registry:
 
 @contextlib.contextmanager
 def docker_registry(address: str, port: int, *, closed: bool = False) -> Iterator[Registry]:
-    """Where it is `closed`, it asks for `USER` and `PASSWORD`."""
+    """Where it is `closed`, it asks for `USER` or `SECOND_USER`, and `PASSWORD`."""
     with tempfile.TemporaryDirectory(prefix="fw-registry-", dir="/var/tmp") as place:
         folder = Path(place)
         auth = ""
         if closed:
-            (folder / "htpasswd").write_text(_HTPASSWD)
+            Registry("", folder / "log").let_in(USER, SECOND_USER)
             auth = f"auth:\n  htpasswd:\n    realm: tests\n    path: {folder}/htpasswd\n"
         (folder / "config.yml").write_text(
             f"version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {folder}/data\n"

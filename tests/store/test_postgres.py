@@ -7,16 +7,20 @@ from collections.abc import AsyncIterator
 
 import pytest
 from sqlalchemy import text
+from starlette.requests import HTTPConnection
 
 from fairwater.domain.failure import Permanent, Temporary
 from fairwater.domain.workspaces.workspace import Event, Phase
 from fairwater.ports.accounts import Role
 from fairwater.ports.catalogue import Entry
+from fairwater.server.authentication import Authenticator
+from fairwater.server.options import ServerOptions
+from fairwater.serving.peers import PEER_UID
 from fairwater.store.migration import upgrade
 from fairwater.store.postgres import PostgresConnections
 from fairwater.store.postgres_session import Threaded
 
-from .conftest import NOW, Store, open_store
+from .conftest import NOW, StillClock, Store, open_store
 
 WITHIN_S = 10.0
 
@@ -205,6 +209,13 @@ async def test_an_idempotency_key_is_taken_by_one_of_two_servers(servers: tuple[
             return await transaction.keys.claim(owner.id, "key", "print", NOW) is None
 
     assert sorted(await asyncio.gather(*(claim(store) for store in (one, other, one, other)))) == [False] * 3 + [True]
+
+
+async def test_the_first_requests_of_the_local_administrator_make_one_account(servers: tuple[Store, Store]) -> None:
+    options, local = ServerOptions(administrator_uids=frozenset({0})), {"type": "http", "headers": [], PEER_UID: 0}
+    several = [Authenticator(servers[number % 2].database, StillClock(), options) for number in range(8)]
+    principals = await asyncio.gather(*(each.principal(HTTPConnection(local)) for each in several))
+    assert len({principal.id for principal in principals}) == 1
 
 
 async def test_a_refusal_within_a_transaction_leaves_it_usable(store: Store) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -13,12 +14,16 @@ import pytest_asyncio
 from tests.node.workspace.laboratory import SMALL, Lab, wait_for
 
 from fairwater.domain.ids import WorkspaceId
+from fairwater.domain.units import MIB, Bytes
 from fairwater.node.cgroups import CONTROLLERS, Cgroups, Layout, Limits, limits_of
+from fairwater.node.images.rate import WriteCeiling
+from fairwater.node.images.volume import ImageVolume
 from fairwater.ports.process import ExecRequest
 
 pytestmark = [pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
 
 TREE = Path("/sys/fs/cgroup")
+WRITTEN, WRITE_RATE = 16 * MIB, 4 * MIB
 BOMB = "import os, time\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.1)\n"
 
 
@@ -89,6 +94,43 @@ async def test_limits_are_written_and_read_back(cgroups: Cgroups) -> None:
     cgroups.limit("s0", unlimited)
     assert limits_in(folder) == {"cpu.max": "max 100000", "memory.max": "max", "pids.max": "max"}
     assert cgroups.read("s0") == unlimited
+
+
+async def test_a_group_is_put_behind_others_that_want_a_processor(cgroups: Cgroups) -> None:
+    (TREE / "fairwater-test/s0").mkdir()
+    cgroups.yield_processors("s0")
+    assert (TREE / "fairwater-test/s0/cpu.weight").read_text() == "10\n"
+
+
+async def test_what_a_pulls_group_writes_to_the_images_disk_is_held_to_its_rate(
+    cgroups: Cgroups, data_dir: Path
+) -> None:
+    """Through the page cache, as tar writes: version 2 tells whose the pages are."""
+    group = TREE / "fairwater-test/s0"
+    group.mkdir()
+    volume = ImageVolume(data_dir / "oci", Bytes(256 * MIB))
+    device = volume.open()
+    try:
+        number = Path(device).stat().st_rdev
+        took = {}
+        for rate in (None, WRITE_RATE):
+            WriteCeiling(rate).hold_group(device, Path(cgroups.path("s0")))
+            shown = (group / "io.max").read_text()
+            assert (f"{os.major(number)}:{os.minor(number)} " in shown and f"wbps={rate} " in shown) == bool(rate)
+            took[rate] = write_as(group, volume.mount / "file")
+        at_rate_s = WRITTEN / WRITE_RATE
+        assert took[WRITE_RATE] > 0.75 * at_rate_s
+        assert took[None] < 0.5 * at_rate_s, "the disk itself must be faster, or nothing is shown"
+    finally:
+        volume.close()
+
+
+def write_as(group: Path, file: Path) -> float:
+    """Seconds until a process of the group has written `WRITTEN` bytes and they are on the disk."""
+    script = 'echo 0 >"$0/cgroup.procs" && exec dd if=/dev/urandom of="$1" bs=1M count="$2" conv=fsync status=none'
+    began = time.monotonic()
+    subprocess.run(["sh", "-c", script, group, file, str(WRITTEN // MIB)], check=True)
+    return time.monotonic() - began
 
 
 async def test_a_workspace_is_in_one_group_that_holds_its_limits(lab: Lab, workspace: WorkspaceId) -> None:

@@ -25,6 +25,8 @@ CHOSEN = (
     "tests/v2/inside.py::test_the_layout_is_found_as_version_2",
     "tests/v2/inside.py::test_controllers_are_handed_down_to_the_sandboxes_groups",
     "tests/v2/inside.py::test_limits_are_written_and_read_back",
+    "tests/v2/inside.py::test_a_group_is_put_behind_others_that_want_a_processor",
+    "tests/v2/inside.py::test_what_a_pulls_group_writes_to_the_images_disk_is_held_to_its_rate",
     "tests/v2/inside.py::test_a_workspace_is_in_one_group_that_holds_its_limits",
     "tests/v2/inside.py::test_commands_run_in_the_workspaces_group",
     "tests/v2/inside.py::test_a_memory_hog_is_killed_and_its_workspace_lives",

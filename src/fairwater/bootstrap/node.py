@@ -23,7 +23,7 @@ from fairwater.data_dir import DataDir
 from fairwater.domain.failure import Permanent
 from fairwater.domain.units import GIB, MIB, Bytes
 from fairwater.domain.workspaces.parking import ParkingPolicy
-from fairwater.loops.run_steps import RunParts
+from fairwater.loops.run_parts import RunParts
 from fairwater.loops.runs import RunKeeper
 from fairwater.node.api.access import NodeAccess
 from fairwater.node.api.app import create_agent_app
@@ -198,8 +198,8 @@ async def open_plain_node(settings: Settings, data: DataDir) -> AsyncIterator[No
     parts = RunParts(volumes, sandboxes, launcher, content, PlainImages(), secrets, VolumeTasks(), SystemClock())
     keeper = RunKeeper(parts, data.node / "runs", _hello(settings), settings.node.stop_grace_s)
 
-    def files_of(root: Path) -> VolumeFiles:
-        return VolumeFiles(root, owner_uid=os.geteuid(), owner_gid=os.getegid())
+    def files_of(root: Path, home: str) -> VolumeFiles:
+        return VolumeFiles(root, home, owner_uid=os.geteuid(), owner_gid=os.getegid())
 
     await keeper.recover()
     try:

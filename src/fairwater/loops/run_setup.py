@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from fairwater.domain.failure import Permanent, Temporary
-from fairwater.domain.workspaces.config import expand, read_configuration
+from fairwater.domain.workspaces.config import expand_all, read_configuration
+from fairwater.domain.workspaces.home import home_directory
 from fairwater.domain.workspaces.notice import Level, Notice
 from fairwater.domain.workspaces.run import Progress
 from fairwater.domain.workspaces.setup import SEARCHED, Setup, Wanted, decide_setup
@@ -86,7 +87,10 @@ class RunSetup:
         """The run's image, where it is here and may be used: a folder of the node only by a person's own wish."""
         if is_local(_setup_of(entry).image) and not entry.spec.image_asked:
             return None
-        return await self._images.find(_setup_of(entry).image, self._secrets.get(entry.workspace))
+        try:
+            return await self._images.find(_setup_of(entry).image, self._secrets.get(entry.workspace))
+        except Permanent:
+            return None  # what is wrong with it, `prepare` tells
 
     async def present(self, entry: Entry) -> ImageRoot:
         """Raises Temporary, where the image is not here (any more): plan anew."""
@@ -108,7 +112,7 @@ class RunSetup:
             environment=environment,
             cwd=setup.folder,
             user=user,
-            remote_environment={name: expand(value, seen) for name, value in setup.remote_environment},
+            remote_environment=dict(expand_all(setup.remote_environment, seen)),
         )
 
     def first_command(self, entry: Entry, image: ImageRoot) -> tuple[str, ...] | None:
@@ -129,7 +133,8 @@ def with_user(setup: Setup, image: ImageRoot) -> Setup:
         notice = Notice(Level.ERROR, "no_such_user", message, setup.file)
         setup = replace(setup, user=None, notices=(*setup.notices, notice))
     user = find_user(image, setup.user) or image.user
-    return replace(setup, user=user.name, home=user.home, digest=image.digest)
+    home = home_directory(user.home, user.name)
+    return replace(setup, user=user.name, home=home, digest=image.digest)
 
 
 def find_user(image: ImageRoot, name: str | None) -> ImageUser | None:

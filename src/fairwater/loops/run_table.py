@@ -66,6 +66,10 @@ class RunTable:
             self.live(entry.workspace).settled.set()
         self.publish(entry)
 
+    def update(self, now: datetime, entry: Entry, **changes: object) -> None:
+        """`entry` with `changes`, which hold from `now` on."""
+        self.change(replace(entry, since=now, **changes))  # type: ignore[arg-type]
+
     def fence(self, workspace: WorkspaceId, run: RunNumber) -> None:
         """Refuses a command of a run older than one seen, or of a deleted workspace. Raises Permanent: `stale_run`."""
         entry = self.journal.get(workspace)

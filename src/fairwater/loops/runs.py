@@ -14,7 +14,8 @@ from fairwater.domain.failure import Permanent, Temporary
 from fairwater.domain.ids import RunNumber, WorkspaceId
 from fairwater.domain.workspaces.run import NodeView, RunFacts, RunState, RunStep, SandboxState, TaskFacts, Wish
 from fairwater.loops.journal import Entry, Journal
-from fairwater.loops.run_steps import RunParts, RunReconciler, log_file
+from fairwater.loops.run_parts import RunParts, log_file
+from fairwater.loops.run_steps import RunReconciler
 from fairwater.loops.run_table import RunTable
 from fairwater.loops.runner import LoopRunner
 from fairwater.ports.agent import Hello, StartRequest
@@ -126,6 +127,11 @@ class RunKeeper:
             state = entry.state.value if entry else "not on this node"
             raise Permanent(f"workspace {workspace} is {state}: start it first", code="not_running")
         return sandbox
+
+    def home_of(self, workspace: WorkspaceId) -> str:
+        """Where the run's home directory is in the workspace, "" where that is not known."""
+        setup = self._table.entry(workspace).setup
+        return setup.home if setup else ""
 
     def log_of(self, workspace: WorkspaceId, run: RunNumber, root: Path | None) -> Path:
         """Where the log of a run is: on its volume at `root`, or what was kept of it where that is not attached."""

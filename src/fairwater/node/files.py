@@ -25,6 +25,8 @@ from fairwater.ports.agent import FileEntry
 T = TypeVar("T")
 
 LISTED_MAX = 10_000
+HOME = "/home/dev"
+"""Where the home directory is seen by the user of the image `host`."""
 CHUNK = 256 * 1024
 """Bytes read at once."""
 
@@ -40,7 +42,7 @@ class Listing:
 class VolumeFiles:
     """The files of one attached volume. What is made belongs to `owner_uid` and `owner_gid`, ids as on disk."""
 
-    def __init__(self, volume: Path, *, home: str = "/home/dev", owner_uid: int = 1000, owner_gid: int = 1000) -> None:
+    def __init__(self, volume: Path, home: str = HOME, *, owner_uid: int = 1000, owner_gid: int = 1000) -> None:
         home_names = tuple(name for name in home.split("/") if name)
         self._roots: Roots = {("workspace",): volume / "workspace", home_names: volume / "home"}
         self._owner = Owner(owner_uid, owner_gid)

@@ -85,6 +85,13 @@ def umount(target: str | Path, flags: int = 0) -> None:
     _check(_libc.umount2(os.fsencode(target), flags), f"umount {target}")
 
 
+def keep_only_here() -> None:
+    """pivot_root(2): makes the mount at the current folder the root of this thread's mount namespace, which is to be
+    its own and private, and lets go of every other mount in it."""
+    _check(_libc.pivot_root(b".", b"."), "pivot_root")
+    umount(".", MNT_DETACH)  # the former root, which is now on top of the new one
+
+
 def sync_file_system(path: str | Path) -> None:
     """syncfs(2): everything written to the file system at `path` is on disk afterwards."""
     with opened(path) as fd:

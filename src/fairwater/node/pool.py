@@ -58,8 +58,7 @@ class SlotPool:
         self._refill: asyncio.TimerHandle | None = None
         self._closed = False
         self._log = structlog.get_logger().bind(part="pool")
-        self.hits = self.misses = 0
-        """How many of the slots that were taken had been parked, and how many had not."""
+        self.hits = self.misses = 0  # of those taken, how many were parked, and how many not
 
     @property
     def parked(self) -> tuple[Slot, ...]:
@@ -229,8 +228,7 @@ class SlotPool:
         if isinstance(failure, Permanent) or (isinstance(failure, Temporary) and failure.code == "image_missing"):
             self._usage.forget(image.digest)
         delay_s = self._demand.failed(image.digest, asyncio.get_running_loop().time())
-        what = {"image": image.reference, "reason": str(failure), "kind": type(failure).__name__}
-        self._log.warning("parking_delayed", delay_s=delay_s, **what)
+        self._log.warning("parking_delayed", image=image.reference, delay_s=delay_s, reason=f"{failure!r:.500}")
 
     async def _find_default(self) -> None:
         """Of the default image, which may have changed since, only the present one is parked."""

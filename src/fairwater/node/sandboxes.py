@@ -85,7 +85,6 @@ class ParkedSandboxes:
         return len(self._pool.parked)
 
     def parked_of(self, digest: str) -> int:
-        """How many sandboxes of one image are parked."""
         return sum(slot.digest == digest for slot in self._pool.parked)
 
     def hits(self) -> tuple[int, int]:

@@ -157,11 +157,23 @@ class Authenticator:
         async with self._database.read() as transaction:
             account = await transaction.accounts.named(ADMINISTRATOR)
         if account is None:
+            account = await self._first_administrator(now)
+        return self._believe(_LOCAL, account, None, now, changes)
+
+    async def _first_administrator(self, now: datetime) -> Account:
+        """Of the first requests to a new database, at any of its servers, one makes the account."""
+        try:
             async with self._database.write() as transaction:
-                account = await transaction.accounts.named(ADMINISTRATOR) or await transaction.accounts.add(
+                return await transaction.accounts.named(ADMINISTRATOR) or await transaction.accounts.add(
                     ADMINISTRATOR, Role.ADMIN, "default", now
                 )
-        return self._believe(_LOCAL, account, None, now, changes)
+        except Permanent as failure:
+            if failure.code != "name_taken":
+                raise
+        async with self._database.read() as transaction:
+            account = await transaction.accounts.named(ADMINISTRATOR)
+        assert account is not None, "accounts are never removed"
+        return account
 
     def _believe(self, key: str, account: Account, token: Token | None, now: datetime, changes: int) -> _Cached:
         cached = _Cached(account, token, now + timedelta(seconds=self._options.account_cache_s))

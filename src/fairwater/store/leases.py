@@ -24,8 +24,10 @@ from fairwater.store.schema import LEASES
 _HOLDS = (
     select(LEASES.c.epoch)
     .where(LEASES.c.name == bindparam("key"), LEASES.c.holder == bindparam("by"))
-    .with_for_update(read=True)
+    .with_for_update(read=True, key_share=True)
 )
+"""The weakest of locks: it keeps out who takes the lease over, and never the holder's own renewal, which would find no
+gap between many writers (https://www.postgresql.org/docs/15/explicit-locking.html#LOCKING-ROWS)."""
 _NOBODY = ""
 
 
@@ -52,15 +54,19 @@ class SqlLeases:
                 insert(LEASES).values(name=name, holder=_NOBODY, epoch=0, expires_at=now).on_conflict_do_nothing()
             )
             free = or_(LEASES.c.expires_at <= now, LEASES.c.holder.in_((holder, _NOBODY)))
+            of_name = select(LEASES.c.name).where(LEASES.c.name == name, *(() if self._alone else (free,)))
+            # Waits for those who write under it still; a lease that is not free is not touched.
+            if (await transaction.connection.execute(of_name.with_for_update())).first() is None:
+                return None
             row = (
                 await transaction.connection.execute(
                     update(LEASES)
-                    .where(LEASES.c.name == name, *(() if self._alone else (free,)))
+                    .where(LEASES.c.name == name)
                     .values(holder=holder, epoch=LEASES.c.epoch + 1, expires_at=now + timedelta(seconds=for_s))
                     .returning(LEASES)
                 )
-            ).first()
-        return None if row is None else _lease(row)
+            ).one()
+        return _lease(row)
 
     async def renew(self, lease: Lease, for_s: float) -> Lease | None:
         async with self._database.write() as transaction:

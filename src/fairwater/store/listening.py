@@ -75,7 +75,7 @@ class Listener:
             try:
                 await self._listen()
             except (psycopg.Error, OSError) as error:
-                reason = str(error).partition("\n")[0][:200]
+                reason = str(error).partition("\n")[0][:200] or f"no answer for {ANSWER_S:g} s"
             except (Temporary, Permanent) as failure:
                 reason = failure.message
             if self.listening.is_set():

@@ -35,6 +35,8 @@ class PostgresConnections:
         self._threads = ThreadPoolExecutor(CONNECTIONS, "database")
         self._free = asyncio.Semaphore(CONNECTIONS)
         self._away: str | None = None
+        self._back_at = 0.0
+        """In the loop's time; what began before says nothing of the database after it."""
         self._looking: asyncio.Task[None] | None = None
 
     def read(self) -> AbstractAsyncContextManager[Threaded]:
@@ -52,10 +54,11 @@ class PostgresConnections:
 
     @asynccontextmanager
     async def _transaction(self, first: str) -> AsyncIterator[Threaded]:
-        if self._away is not None:
-            raise Temporary(self._away, code="database_away", delay_s=1.0)
+        began = asyncio.get_running_loop().time()
+        self._refuse_while_away()
         try:
             async with self._place():
+                self._refuse_while_away()  # else whoever waited here would find it out anew, each in its own time
                 session = Threaded(self._engine, self._threads, self._server)
                 try:
                     await session.begin(first)
@@ -65,9 +68,13 @@ class PostgresConnections:
                     raise
                 await self._commit(session)
         except Temporary as failure:
-            if failure.code == "database_away":
+            if failure.code == "database_away" and began >= self._back_at:
                 self._note_away(failure.message)
             raise
+
+    def _refuse_while_away(self) -> None:
+        if self._away is not None:
+            raise Temporary(self._away, code="database_away", delay_s=1.0)
 
     async def _commit(self, session: Threaded) -> None:
         self.own.update(session.appended)
@@ -118,5 +125,5 @@ class PostgresConnections:
             else:
                 break
             await asyncio.sleep(_PROBE_S)
-        self._away = None
+        self._away, self._back_at = None, asyncio.get_running_loop().time()
         _log.info("database_back")

@@ -42,6 +42,7 @@ class Threaded:
         self._connection: Connection | None = None
         self._info: dict[Any, Any] | None = None
         self._broken = False
+        self._given_up = False
 
     async def execute(self, statement: Executable, parameters: Any = None, /) -> CursorResult[Any]:
         connection = self._connection
@@ -98,7 +99,8 @@ class Threaded:
             except BaseException as error:
                 self._info = None
                 connection.close()
-                if last_try or not (isinstance(error, DBAPIError) and error.connection_invalidated):
+                ended = isinstance(error, DBAPIError) and error.connection_invalidated
+                if last_try or self._given_up or not ended:
                     raise
             else:
                 self._connection = connection
@@ -142,6 +144,7 @@ class Threaded:
 
     async def _cut(self, future: asyncio.Future[Any]) -> None:
         """Connecting ends by itself (`CONNECT_S`); all else ends with the connection."""
+        self._given_up = True
         info = self._info
         if info is not None and not future.done():
             cut(info)

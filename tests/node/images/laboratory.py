@@ -43,13 +43,19 @@ def reachable_port() -> int:
 
 
 @contextlib.asynccontextmanager
-async def boxes_reaching(data_dir: Path, address: str, parked: int = 2) -> AsyncIterator[SandboxLab]:
-    """Sandboxes that reach `PORTS` of `address`, as where an operator has listed them."""
+async def boxes_reaching(
+    data_dir: Path, address: str, parked: int = 2, program: Path | None = None
+) -> AsyncIterator[SandboxLab]:
+    """Sandboxes that reach `PORTS` of `address`, as where an operator has listed them.
+
+    `program` is their first process, where it is built already.
+    """
     instance = claim_instance(data_dir)
     allow = [f"{address}/32:{port}" for port in PORTS]
     network = WorkspaceNetwork(instance.number, "10.213.0.0/16", None, allow, Path("/etc/resolv.conf"), nameservers=())
     cgroups = Cgroups(instance.name)
-    slots = Slots(instance.folder / "slots", instance.number, cgroups, network, first_process(), "crun", SMALL)
+    program = program or first_process()
+    slots = Slots(instance.folder / "slots", instance.number, cgroups, network, program, "crun", SMALL)
     images = HostImage(data_dir / "images")
     usage = ImageUsage(data_dir / "usage.json", SystemClock())
     sandboxes = ParkedSandboxes(slots, cgroups, network, images, usage, ParkingPolicy(Bytes(GIB // 8), parked))
@@ -57,7 +63,7 @@ async def boxes_reaching(data_dir: Path, address: str, parked: int = 2) -> Async
     await asyncio.to_thread(volumes.prepare)
     await asyncio.to_thread(network.prepare)
     await sandboxes.open()
-    lab = SandboxLab(sandboxes, volumes, images, usage, instance.folder / "slots", data_dir)
+    lab = SandboxLab(sandboxes, volumes, images, usage, instance.folder / "slots", data_dir, cgroups)
     try:
         yield lab
         await lab.end_all()
@@ -98,6 +104,7 @@ class StoreLab:
             self.boxes.images,
             replace(settings, **changes),  # type: ignore[arg-type]
             lambda: frozenset(self.used),
+            self.boxes.behind_others,
             now=self.clock,
         )
         await store.open()

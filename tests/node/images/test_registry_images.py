@@ -10,6 +10,7 @@ from tests.node.workspace.laboratory import wait_for
 from tests.servers.oci import Image, busybox, layer
 from tests.servers.registry import (
     PASSWORD,
+    SECOND_USER,
     USER,
     Registry,
     counting_registry,
@@ -110,6 +111,54 @@ async def test_credentials_open_a_registry_and_what_they_opened_stays_closed_to_
             kept = [path for path in (lab.folder / "store").rglob("*") if path.is_file() and path.name != "store.img"]
             assert any(path.suffix == ".json" for path in kept)
             assert not [path for path in kept if PASSWORD.encode() in path.read_bytes()]
+
+
+async def test_a_second_credential_opens_an_image_that_is_here_once_the_registry_lets_it_in(
+    lab: StoreLab, address: str
+) -> None:
+    with docker_registry(address, reachable_port(), closed=True) as registry:
+        name = registry.push("private:1", busybox())
+        first, second = (secrets_for(registry.host, user, PASSWORD) for user in (USER, SECOND_USER))
+        stranger = secrets_for(registry.host, "eve", PASSWORD)
+        async with lab.store(insecure=(registry.host,)) as store:
+            root = await store.prepare(name, first)
+            assert await store.find(name, second) is None
+            told = Told()
+            assert await store.prepare(name, second, told) == root
+            assert told.steps == ["pulling image"], "its layers are here and need not be brought in again"
+            for _ in range(2):
+                assert await store.find(name, stranger) is None
+                with pytest.raises(Permanent) as failure:
+                    await store.prepare(name, stranger)
+                assert failure.value.code == "image_denied"
+        async with lab.store(insecure=(registry.host,)) as store:
+            assert await store.find(name, first) == await store.find(name, second) == root
+            assert await store.find(name, stranger) is None
+
+
+async def test_a_credential_that_was_revoked_opens_nothing_after_an_hour_and_others_still_do(
+    lab: StoreLab, address: str
+) -> None:
+    with docker_registry(address, reachable_port(), closed=True) as registry:
+        name = registry.push("private:1", busybox())
+        revoked, other = (secrets_for(registry.host, user, PASSWORD) for user in (USER, SECOND_USER))
+        async with lab.store(insecure=(registry.host,)) as store:
+            root = await store.prepare(name, revoked)
+            await store.prepare(name, other)
+            registry.let_in(SECOND_USER)
+            lab.clock.at += 3601
+
+            async def refused() -> bool:
+                return await store.find(name, revoked) is None
+
+            await wait_for(refused, "the credential to be checked")
+            with pytest.raises(Permanent) as failure:
+                await store.prepare(name, revoked)
+            assert failure.value.code == "image_denied"
+            assert await store.find(name, other) == root
+        async with lab.store(insecure=(registry.host,)) as store:
+            assert await store.find(name, revoked) is None
+            assert await store.find(name, other) == root
 
 
 async def test_a_manifest_that_names_a_private_layer_does_not_open_it(lab: StoreLab, address: str) -> None:

@@ -49,6 +49,7 @@ class SandboxLab:
     usage: ImageUsage
     slots_folder: Path
     folder: Path
+    cgroups: Cgroups
     attached: list[WorkspaceId] = field(default_factory=list)
 
     async def volume(self, workspace: WorkspaceId | None = None) -> tuple[WorkspaceId, Path]:
@@ -96,6 +97,12 @@ class SandboxLab:
         await self.sandboxes.launch(sandbox, command, root / "state" / f"run-{run}.log", cwd=cwd)
         return sandbox
 
+    def behind_others(self, sandbox: Sandbox) -> Path:
+        """As the agent has it for pulls: the sandbox's group, put behind all others that want a processor."""
+        group = self.sandboxes.group(sandbox)
+        self.cgroups.yield_processors(group)
+        return Path(self.cgroups.path(group))
+
     async def run(self, sandbox: Sandbox, *command: str, user: str = "workspace") -> tuple[int, str]:
         """Exit status and output, both streams together, of a command."""
         process = await self.sandboxes.exec(sandbox, ExecRequest(command, user=user))
@@ -140,7 +147,7 @@ async def sandbox_lab(
         await asyncio.to_thread(volumes.prepare)
         await asyncio.to_thread(network.prepare)
         await sandboxes.open()
-        yield SandboxLab(sandboxes, volumes, images, usage, instance.folder / "slots", data_dir)
+        yield SandboxLab(sandboxes, volumes, images, usage, instance.folder / "slots", data_dir, cgroups)
     finally:
         empty = not sandboxes.claimed()
         await sandboxes.close(remove_parked=True)

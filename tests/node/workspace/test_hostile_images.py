@@ -143,13 +143,13 @@ async def test_nothing_of_the_machine_is_touched_by_what_gives_way(boxes: Sandbo
 
 
 async def test_an_image_that_cannot_come_up_leaves_nothing_behind(boxes: SandboxLab, data_dir: Path) -> None:
-    before = {sandbox.id.split("-")[0] for sandbox in boxes.sandboxes.claimed()}
-    before |= {str(slot.number) for slot in boxes.sandboxes._pool.parked}
     root = made(data_dir / "hostile/left", REFUSED["etc-in-a-circle"])
     with pytest.raises(Permanent):
         await boxes.start(image_of([root]))
 
     async def cleared() -> bool:
-        return {path.name for path in boxes.slots_folder.iterdir()} == before
+        used = {sandbox.id.split("-")[0] for sandbox in boxes.sandboxes.claimed()}
+        used |= {str(slot.number) for slot in boxes.sandboxes._pool.parked}
+        return {path.name for path in boxes.slots_folder.iterdir()} == used
 
     await wait_for(cleared, "the slot to be cleared")

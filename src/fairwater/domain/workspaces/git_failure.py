@@ -95,6 +95,8 @@ def _message(code: str, source: Source, words: str) -> str:
             return f"there is no host {host!r}: check the spelling of {url}"
         case "no_such_ref" if source.ref_path is not None:
             return f"{url} has no branch, tag or commit that {source.ref_path!r} begins with: check its name"
+        case "no_such_ref" if (request := _REQUEST.fullmatch(source.ref or "")) is not None:
+            return f"{url} has no {_REQUEST_NAMES[request[1]]} {request[2]}: check its number"
         case "no_such_ref":
             return f"{url} has no branch, tag or commit {source.ref!r}: check its name, or leave it out"
         case "access_denied" if source.local:
@@ -102,22 +104,32 @@ def _message(code: str, source: Source, words: str) -> str:
         case "access_denied":
             return (
                 f"{url} cannot be read without signing in, or is not there: check the address, and if the repository "
-                f"is private add a credential with 'fairwater credential add {host}'"
+                f"is private add a credential with '{_add_credential(source)}'"
             )
         case "credential_refused":
             return (
                 f"{host} refused your credential for {url}: it is wrong, has expired, or does not cover this "
-                f"repository; replace it with 'fairwater credential add {host}'"
+                f"repository; replace it with '{_add_credential(source)}'"
             )
         case "not_a_repository" if source.local:
             return f"{path_of(source)} is not a git repository: check the address"
         case "not_a_repository":
             return (
                 f"{url} is not a git repository, or not one that may be seen without signing in: check the address, "
-                f"and if it is private add a credential with 'fairwater credential add {host}'"
+                f"and if it is private add a credential with '{_add_credential(source)}'"
             )
         case _:
             return f"cloning {url} failed: {words or 'git gave no reason'}"
+
+
+_REQUEST = re.compile(r"refs/(pull|merge-requests)/(\d+)/head")
+_REQUEST_NAMES = {"pull": "pull request", "merge-requests": "merge request"}
+
+
+def _add_credential(source: Source) -> str:
+    """The command that adds what this way of signing in asks for: a token is not sent without TLS unless told so."""
+    what = {"http": " --plain-http", "https": ""}.get(source.clone_url.partition("://")[0], " --ssh-key FILE")
+    return f"fairwater credential add {host_of(source.clone_url)}{what}"
 
 
 _NOISE = re.compile(r"^(remote: )?(Cloning into|Enumerating|Counting|Compressing|Receiving|Resolving|Updating|Total)\b")

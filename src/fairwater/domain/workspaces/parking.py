@@ -21,7 +21,7 @@ AWAITED_S = 60.0
 _AWAITED_WORTH = 1.0
 """Of an image that is waited for, the first sandbox is worth as much as of one that is started every second."""
 SANDBOX_COST = Bytes(2 * MIB)
-"""Memory of one parked sandbox, with a reserve: 1.4 MiB were measured on Linux 6.18, 0.08 of them its process's own,
+"""Memory of one parked sandbox, with a reserve: 1.6 MiB were measured on Linux 6.18, 0.08 of them its process's own,
 the rest the kernel's for namespaces, mounts and network (`bench/image_pool.py`)."""
 _REPLACED_WITHIN_S = 0.5
 """Within that time one that was taken is parked anew, when others are taken too."""

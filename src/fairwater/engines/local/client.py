@@ -39,7 +39,8 @@ ANSWER_S = 30.0
 SILENCE_S_MAX = 25.0
 """The agent's stream of changes has a line at least every 10 s; silence for longer means that nobody is there."""
 _BODY_ERROR_BYTES_MAX = 64 * 1024
-_LINE_BYTES_MAX = 1024 * 1024
+_LINE_BYTES_MAX = 4 * 1024 * 1024
+"""Far beyond what a run can be set up with: see the bounds in `domain.workspaces.config`."""
 T = TypeVar("T")
 
 

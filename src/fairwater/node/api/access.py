@@ -15,7 +15,7 @@ from fairwater.domain.ids import RunNumber, WorkspaceId
 from fairwater.domain.workspaces.run import RunState, TaskFacts
 from fairwater.loops.journal import log_size, read_log
 from fairwater.loops.runs import RunKeeper
-from fairwater.node.files import VolumeFiles
+from fairwater.node.files import HOME, VolumeFiles
 from fairwater.node.init_client import TASK_LOG_KEPT
 from fairwater.ports.agent import FileEntry
 from fairwater.ports.process import ExecRequest, Process
@@ -29,10 +29,13 @@ _LOG_READ_MAX = 16 * 1024 * 1024
 
 
 class NodeAccess:
-    """Implements `ports.agent.WorkspaceAccess`; `files_of` makes the files of an attached volume from its root."""
+    """Implements `ports.agent.WorkspaceAccess`.
+
+    `files_of` makes the files of an attached volume from its root and from where its home directory is seen.
+    """
 
     def __init__(
-        self, runs: RunKeeper, volumes: Volumes, launcher: Launcher, files_of: Callable[[Path], VolumeFiles]
+        self, runs: RunKeeper, volumes: Volumes, launcher: Launcher, files_of: Callable[[Path, str], VolumeFiles]
     ) -> None:
         self._runs = runs
         self._volumes = volumes
@@ -88,7 +91,7 @@ class NodeAccess:
 
     async def _files(self, workspace: WorkspaceId) -> VolumeFiles:
         self._runs.sandbox_of(workspace)
-        return self._files_of(await self._root(workspace))
+        return self._files_of(await self._root(workspace), self._runs.home_of(workspace) or HOME)
 
     async def _root(self, workspace: WorkspaceId) -> Path:
         root = (await self._volumes.find(workspace)).root

@@ -47,6 +47,8 @@ def _mount(layers: tuple[Path, ...], user_xattrs: bool) -> tuple[int, int]:
 
     The namespace is to be held as long as the root: walking a mount that is in none, openat2(2) fails at each `..` that
     comes after a link, because letting go of such a mount looks to the kernel as if mounts had changed meanwhile.
+    Nothing but the view is left in it: a copy of another mount would keep that from being released while the view is
+    read, such as the volume of a workspace that ends.
     """
     linux.unshare(linux.CLONE_FS | linux.CLONE_NEWNS)
     linux.mount("none", "/", "none", linux.MS_REC | linux.MS_PRIVATE)
@@ -59,11 +61,13 @@ def _mount(layers: tuple[Path, ...], user_xattrs: bool) -> tuple[int, int]:
             options += ",userxattr"
         target = layers[0]  # hidden by the view, in this namespace only
         linux.mount("overlay", target, "overlay", linux.MS_NOSUID | linux.MS_NODEV | _MS_RDONLY, options)
-        root = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        namespace = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return root, os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            os.chdir(target)
+            linux.keep_only_here()
+            return os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), namespace
         except BaseException:
-            os.close(root)
+            os.close(namespace)
             raise
 
 

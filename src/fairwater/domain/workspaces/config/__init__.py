@@ -12,7 +12,7 @@ from fairwater.domain.workspaces.config.choice import (
 )
 from fairwater.domain.workspaces.config.reading import Explanation
 from fairwater.domain.workspaces.config.tasks import Stage
-from fairwater.domain.workspaces.config.variables import expand
+from fairwater.domain.workspaces.config.variables import expand, expand_all
 
 __all__ = [
     "CANDIDATES",
@@ -20,6 +20,7 @@ __all__ = [
     "Explanation",
     "Stage",
     "expand",
+    "expand_all",
     "explain_configuration",
     "read_configuration",
 ]

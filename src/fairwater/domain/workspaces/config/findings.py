@@ -21,6 +21,7 @@ from fairwater.domain.workspaces.config.node import (
 from fairwater.domain.workspaces.notice import Level, Notice
 
 NOTICES_MAX = 200
+_MESSAGE_MAX = 1000
 
 
 def show(text: str) -> str:
@@ -52,7 +53,7 @@ class Findings:
         if self.full:
             self._left_out += 1
         else:
-            self._notices.append(Notice(level, code, message, self.file, place.line, place.column))
+            self._notices.append(Notice(level, code, message[:_MESSAGE_MAX], self.file, place.line, place.column))
 
     def error(self, place: Place, code: str, message: str) -> None:
         self.add(Level.ERROR, place, code, message)

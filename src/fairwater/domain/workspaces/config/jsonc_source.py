@@ -145,7 +145,8 @@ class _Scanner:
             self.skip()
             sign = self._text[self._at : self._at + 1]
         elif not first and sign != close:
-            raise self.broken(f"a comma or '{close}' is expected here: {_unexpected(sign)}")
+            found = f"not {sign!r}" if sign else "and the file ends"
+            raise self.broken(f"a comma or '{close}' is expected here, {found}")
         if sign == close:
             self._at += 1
             return False

@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from fairwater.domain.workspaces.config.findings import Findings, show
 from fairwater.domain.workspaces.config.node import Place
 from fairwater.domain.workspaces.config.paths import WORKSPACE
+from fairwater.domain.workspaces.config.values import bytes_sent
 from fairwater.domain.workspaces.config.variables import quote
 from fairwater.domain.workspaces.setup import Task
 
 TASKS_MAX = 64
 SCRIPT_BYTES_MAX = 64 * 1024
+SCRIPTS_BYTES_MAX = 512 * 1024
+"""Of all tasks together, their variables included: what a run is set up with travels in one message."""
 MARKERS = f"{WORKSPACE}/.fairwater/tasks"
 
 
@@ -73,6 +76,7 @@ def compose_tasks(findings: Findings, written: Iterable[Written]) -> tuple[Compo
     """The tasks that have something to run, numbered as written. What is too long is left out, with an error."""
     composed: list[Composed] = []
     markers: dict[str, int] = {}
+    room = SCRIPTS_BYTES_MAX
     for number, task in enumerate(written):
         stages = tuple(stage for stage in task.stages if stage.commands)
         if not stages:
@@ -89,6 +93,11 @@ def compose_tasks(findings: Findings, written: Iterable[Written]) -> tuple[Compo
                 "the task is left out; put them into a file of the repository",
             )
             continue
+        room -= bytes_sent(script) + sum(bytes_sent(key) + bytes_sent(value) for key, value in task.environment)
+        if room < 0:
+            message = f"all tasks together take more than {SCRIPTS_BYTES_MAX} bytes: {show(name)} and those after it"
+            findings.error(task.place, "too_long", f"{message} are left out; put them into files of the repository")
+            break
         composed.append(Composed(Task(number, name, script, task.environment, marker), stages))
     return tuple(composed)
 

@@ -5,6 +5,7 @@ Decides what may stand in them. Whether an image is there, or a port is open, is
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ from fairwater.domain.workspaces.config.node import Entry, Node, Place, ScalarNo
 PORTS_MAX = 256
 VARIABLES_MAX = 256
 _VALUE_BYTES_MAX = 32 * 1024
+_TABLE_BYTES_MAX = 48 * 1024
+"""Of a table of variables: with those of the image and the person it must fit before a command (128 KiB)."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _IMAGE = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._:/@+\[\]-]{0,499}")
 _ON_THE_NODE = ("oci:", "oci-archive:", "docker-archive:", "docker-daemon:", "containers-storage:", "dir:", "file:")
@@ -41,6 +44,7 @@ def read_variables(
 ) -> tuple[tuple[str, str], ...]:
     """A table of environment variables. Numbers and truth values are taken as they are written."""
     found: list[tuple[str, str]] = []
+    room = _TABLE_BYTES_MAX
     for entry in findings.entries(name, node, VARIABLES_MAX):
         if not _VARIABLE.fullmatch(entry.key):
             message = (
@@ -60,8 +64,20 @@ def read_variables(
             message = f"{name}.{entry.key} has more than {_VALUE_BYTES_MAX} bytes; it is left out: put it into a file"
             findings.error(entry.value.place, "too_long", message)
             continue
+        room -= bytes_sent(entry.key) + bytes_sent(value)
+        if room < 0:
+            message = f"{name} has more than {_TABLE_BYTES_MAX} bytes of variables"
+            findings.error(
+                entry.value.place, "too_long", f"{message}: {entry.key} and those after it are left out: use a file"
+            )
+            break
         found.append((entry.key, value))
     return tuple(found)
+
+
+def bytes_sent(text: str) -> int:
+    """How long `text` is in a message between programs, where a control character takes six bytes."""
+    return len(json.dumps(text, ensure_ascii=False).encode(errors="surrogatepass"))
 
 
 def read_port_range(findings: Findings, name: str, node: Node) -> tuple[int, int] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fairwater.domain.workspaces.config.findings import Findings
@@ -19,6 +19,8 @@ _CONTAINER = re.compile(r"\$\{containerEnv:([^}:]+)(?::([^}]*))?\}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLAIN_DEFAULT = re.compile(r"[A-Za-z0-9_./:@%+=, -]*")
 _EXPANDED_MAX = 128 * 1024
+_TABLE_BYTES_MAX = 64 * 1024
+"""Of all expanded variables together: as they are written they have less, see `values`."""
 _ID_DIGITS = "0123456789abcdefghijklmnopqrstuv"
 
 
@@ -37,7 +39,27 @@ def expand(value: str, container_environment: Mapping[str, str]) -> str:
         room -= len(text) - len(match[0])
         return text if room >= 0 else match[0]
 
-    return _CONTAINER.sub(replaced, value)
+    return _replace(_CONTAINER, replaced, value)
+
+
+def expand_all(
+    variables: Iterable[tuple[str, str]], container_environment: Mapping[str, str]
+) -> tuple[tuple[str, str], ...]:
+    """`variables`, each expanded: what would make them too long together for any process is left as written."""
+    room, found = _TABLE_BYTES_MAX, []
+    for name, value in variables:
+        expanded = expand(value, container_environment)
+        if len(expanded) > len(value) and len(expanded.encode(errors="surrogateescape")) > room:
+            expanded = value
+        room -= len(expanded.encode(errors="surrogateescape"))
+        found.append((name, expanded))
+    return tuple(found)
+
+
+def _replace(pattern: re.Pattern[str], replaced: Callable[[re.Match[str]], str], text: str) -> str:
+    """`pattern.sub`, which behind the last `}` would look for one again and again, to the end each time."""
+    end = text.rfind("}") + 1
+    return pattern.sub(replaced, text[:end]) + text[end:]
 
 
 def shell_form(text: str) -> str:
@@ -49,7 +71,7 @@ def shell_form(text: str) -> str:
             return match[0]
         return f"${{{match[1]}-{default}}}"
 
-    return _CONTAINER.sub(replaced, text)
+    return _replace(_CONTAINER, replaced, text)
 
 
 def quote(text: str) -> str:
@@ -61,7 +83,7 @@ def shell_word(text: str) -> str:
     """`text` as one word for a shell, in which nothing but `${containerEnv:NAME}` is replaced."""
     parts: list[str] = []
     at = 0
-    for match in _CONTAINER.finditer(text):
+    for match in _CONTAINER.finditer(text, 0, text.rfind("}") + 1):
         form = shell_form(match[0])
         if form != match[0]:
             parts += [quote(text[at : match.start()]), f'"{form}"']
@@ -90,7 +112,7 @@ class Variables:
         def replaced(match: re.Match[str]) -> str:
             return self._value(match, place)
 
-        return _VARIABLE.sub(replaced, text)
+        return _replace(_VARIABLE, replaced, text)
 
     def _value(self, match: re.Match[str], place: Place) -> str:
         name, arguments = match[1], match[2]
