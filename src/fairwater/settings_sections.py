@@ -20,7 +20,7 @@ class ServerSettings:
 
     listen: read.Address
     public_url: str
-    database_url: str | None
+    database_url: str | None = field(repr=False)
     user: str
     master_key: tuple[bytes, ...] | None = field(default=None, repr=False)
     master_key_file: Path | None = None

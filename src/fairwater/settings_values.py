@@ -188,17 +188,20 @@ def file(value: object) -> Path:
 
 def database_url(value: object) -> str:
     """Whether the database can be reached, and whether it is one, is found out where it is opened."""
-    scheme = text(value).partition(":")[0].partition("+")[0]
-    if scheme not in {"sqlite", "postgresql", "postgres"} or "://" not in text(value):
+    written = value if isinstance(value, str) else ""
+    scheme = written.strip().partition(":")[0].partition("+")[0]
+    if scheme not in {"sqlite", "postgresql", "postgres"} or "://" not in written:
         # What it is, is not said: it may hold a password.
         raise Permanent(
             "this is no database: write postgresql://USER:PASSWORD@HOST/NAME or sqlite:////PATH", code="bad_value"
         )
-    return text(value)
+    return written.strip()
 
 
 def master_key(value: object) -> tuple[bytes, ...]:
-    return parse_keys(text(value))
+    if not isinstance(value, str):  # nor is this said, which may hold a key
+        raise Permanent("this is no text: write keys as one, with spaces between them", code="bad_value")
+    return parse_keys(value)
 
 
 def image(value: object) -> str:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.servers.git_server import git_server
 from typer.testing import CliRunner, Result
 
 from fairwater.cli import repository_files
@@ -210,3 +211,13 @@ def test_the_help_of_config_loads_neither_yaml_nor_rich() -> None:
     script = "import sys; import fairwater.cli.config; print({'yaml', 'rich.console'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_a_private_repository_is_read_by_the_persons_own_git_and_the_refusal_says_so(tmp_path: Path) -> None:
+    with git_server(tmp_path / "git", "127.0.0.1") as server:
+        server.repository("team/private")
+        server.private.add("team/private")
+        done = explain(server.url_of("team/private"))
+    assert done.exit_code == 1
+    assert "your own git" in done.stderr
+    assert "credential add" not in done.stderr

@@ -23,6 +23,7 @@ from tests.server.tiny_agent import HandClock, TinyAgent, TinyCopies
 
 from fairwater.cli import completion
 from fairwater.domain.failure import Temporary
+from fairwater.domain.ids import WorkspaceId
 from fairwater.domain.workspaces.deadlines import DeadlinePolicy
 from fairwater.server.app import create_app
 from fairwater.server.bus import EventBus
@@ -251,8 +252,13 @@ def test_a_restoration_asks_first_and_sends_the_file_as_it_is(fairwater: Run, se
     assert fairwater("admin", "restore", str(source), "--yes").exit_code == 0
     assert server.copies.restored == source.read_bytes()
     done = fairwater("admin", "restore", "-", "--yes", "--json", input=b"from a pipe")
-    assert json.loads(done.stdout) == {"restored": {"users": 1}, "warning": None}
+    assert json.loads(done.stdout) == {"restored": {"users": 1}, "warning": None, "unknown": []}
     assert server.copies.restored == b"from a pipe"
+    server.copies.unknown = (WorkspaceId("abcdefghjkmn"),)
+    told = fairwater("admin", "restore", str(source), "--yes")
+    assert told.exit_code == 0
+    assert "1 workspaces run" in told.stderr
+    assert "abcdefghjkmn" in told.stderr
     assert fairwater("admin", "restore", str(tmp_path / "none"), "--yes").exit_code == 1
 
 
@@ -271,3 +277,16 @@ def test_the_shell_is_offered_hosts_and_names(fairwater: Run, server: Server) ->
     assert completion.credentials(Context(), [], "git") == [("git.example", "token")]
     assert completion.variables(Context(), [], "GRE") == [("GREETING", "")]
     assert completion.variables(Context(), [], "X") == []
+
+
+@pytest.mark.parametrize("name", ["1st", "a-b", "", "a" * 129])
+def test_a_variable_of_an_impossible_name_is_wrong_use(fairwater: Run, name: str) -> None:
+    done = fairwater("variable", "set", f"{name}=x")
+    assert done.exit_code == 2
+    assert "no name of a variable" in done.output
+    assert json.loads(fairwater("variable", "list", "--json").stdout) == []
+
+
+def test_a_credential_for_what_is_no_host_is_refused_before_its_secret_is_asked_for(fairwater: Run) -> None:
+    done = fairwater("credential", "add", "no host", input="")
+    assert (done.exit_code, "is not a host" in done.output) == (1, True)

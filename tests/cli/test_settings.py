@@ -128,6 +128,7 @@ def test_a_password_is_never_explained() -> None:
     settings = load_settings(None, environment)
     shown = {entry.key: entry.value for entry in settings.explain()}["server.database_url"]
     assert shown == "postgresql://fair:***@db/fair?sslpassword=***"
+    assert "s@3cret" not in repr(settings)
 
 
 KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
@@ -142,7 +143,13 @@ def test_a_master_key_is_never_explained_nor_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['[server]\nmaster_key = "hunter2"', '[server]\ndatabase_url = "mysql://u:hunter2@h/d"']
+    "text",
+    [
+        '[server]\nmaster_key = "hunter2"',
+        '[server]\nmaster_key = ["hunter2"]',
+        '[server]\ndatabase_url = "mysql://u:hunter2@h/d"',
+        '[server]\ndatabase_url = ["postgresql://u:hunter2@h/d"]',
+    ],
 )
 def test_a_wrong_secret_is_refused_without_showing_it(text: str, tmp_path: Path) -> None:
     assert "hunter2" not in wrong(text, tmp_path)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fairwater.cli.output import age, clean
+from fairwater.cli.wait import PlainDisplay
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Run, Served, Spawn, World
@@ -314,3 +315,12 @@ def test_ctrl_c_while_waiting_leaves_the_workspace_alone(spawn: Spawn, served: S
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 130
     assert [path for _, path, _ in world.requests] == ["/workspaces"]
+
+
+def test_why_a_workspace_failed_is_said_once_on_its_way_down(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = PlainDisplay()
+    for phase, reason in (("pending", "asked for"), ("stopping", "no such branch"), ("failed", "no such branch")):
+        shown.phase("demo", phase, reason)
+    assert capsys.readouterr().err.splitlines() == [
+        "demo: pending (asked for)", "demo: stopping (no such branch)", "demo: failed",
+    ]  # fmt: skip

@@ -125,6 +125,29 @@ def test_a_pull_request_is_fetched_to_a_branch_of_its_own() -> None:
     assert "pull/12" in commands[-1]
 
 
+@pytest.mark.parametrize(
+    ("url", "command"),
+    [
+        ("https://x.org/o/r", "fairwater credential add x.org'"),
+        ("http://x.org:8080/o/r", "fairwater credential add x.org:8080 --plain-http'"),
+        ("ssh://git@x.org/o/r", "fairwater credential add x.org --ssh-key FILE'"),
+        ("git@x.org:o/r", "fairwater credential add x.org --ssh-key FILE'"),
+    ],
+)
+def test_who_may_not_read_a_repository_is_told_the_whole_command_that_helps(url: str, command: str) -> None:
+    for said in ("fatal: could not read Username for 'x'", "fatal: repository 'x' not found"):
+        assert command in explain_failure(said, Source(url, "r")).message
+
+
+@pytest.mark.parametrize(
+    ("ref", "name"), [("refs/pull/99/head", "pull request 99"), ("refs/merge-requests/7/head", "merge request 7")]
+)
+def test_a_request_that_is_not_there_is_told_by_its_number(ref: str, name: str) -> None:
+    failure = explain_failure(f"fatal: couldn't find remote ref {ref}", Source("https://x/y", "y", ref))
+    assert failure.code == "no_such_ref"
+    assert name in failure.message
+
+
 def test_a_key_that_is_refused_is_told_from_one_that_is_missing() -> None:
     said = "git@x: Permission denied (publickey).\nfatal: Could not read from remote repository."
     source = Source("git@git.example.org:org/repo", "repo")

@@ -147,3 +147,11 @@ async def test_the_remote_environment_is_for_commands_and_may_name_the_container
     )
     await node.up(source=repository.source())
     assert await node.run("sh", "-c", "echo $BOTH $ONLY") == (0, b"b b-r\n", b"")
+
+
+async def test_a_configuration_in_a_folder_of_its_own_is_found(node: Node, repository: Repository) -> None:
+    configure(repository, '{"containerEnv": {"FOUND": "yes"}}', ".devcontainer/web/devcontainer.json")
+    facts = await node.up(source=repository.source())
+    assert facts.setup is not None
+    assert facts.setup.file == ".devcontainer/web/devcontainer.json"
+    assert await node.run("sh", "-c", "echo $FOUND") == (0, b"yes\n", b"")

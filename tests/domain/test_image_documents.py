@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fairwater.domain.failure import Permanent, Temporary
 from fairwater.domain.images.config import parse_config
-from fairwater.domain.images.explain import explain_failure
+from fairwater.domain.images.explain import explain_failure, last_words
 from fairwater.domain.images.manifest import Index, Platform, choose, parse_manifest
 from fairwater.domain.images.reference import parse_reference
 from fairwater.domain.images.users import Accounts, User, home_of, parse_accounts, resolve_user
@@ -163,3 +163,8 @@ def test_what_is_told_of_a_failure_holds_no_credential() -> None:
     failure = explain_failure(words, parse_reference("r.example/a:1"))
     assert "secret" not in failure.message
     assert failure.message.isprintable()
+
+
+def test_words_of_skopeo_are_shown_without_the_marks_of_its_log() -> None:
+    said = 'time="2026-01-05T09:00:00Z" level=fatal msg="Get \\"https://x/v2/\\": connection refused"'
+    assert last_words(said) == 'Get "https://x/v2/": connection refused'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -81,19 +82,27 @@ class MemoryRecords:
         return StartRequest(run, RunSpec("host", STANDARD))
 
     async def record(
-        self, workspace: WorkspaceId, run: RunNumber, event: Event, reason: str, now: datetime
+        self,
+        workspace: WorkspaceId,
+        run: RunNumber,
+        event: Event,
+        reason: str,
+        now: datetime,
+        then: Sequence[tuple[Event, str]] = (),
     ) -> Workspace | None:
         self._answer()
         row = self.rows.get(workspace)
         if row is None or row.workspace.run != run:
             return None
-        before = row.workspace
-        after = transition(replace(before, history=tuple(row.history)), event, reason, now)
-        if after.phase is not before.phase:
-            row.deadline = deadline_on_entering(after.phase, row.deadline, now, self._policy)
-        if (after.phase, after.run, after.doomed) != (before.phase, before.run, before.doomed):
-            row.history.append(Change(event, after.phase, reason, now))
-        row.workspace = replace(after, history=())
+        after, deadline, lines = row.workspace, row.deadline, list(row.history)
+        for each, why in ((event, reason), *then):
+            before = after
+            after = transition(replace(before, history=tuple(lines)), each, why, now)
+            if after.phase is not before.phase:
+                deadline = deadline_on_entering(after.phase, deadline, now, self._policy)
+            if (after.phase, after.run, after.doomed) != (before.phase, before.run, before.doomed):
+                lines.append(Change(each, after.phase, why, now))
+        row.workspace, row.deadline, row.history = replace(after, history=()), deadline, lines
         self.written.set()
         return row.workspace
 

@@ -23,7 +23,7 @@ async def test_a_run_that_does_not_come_up_fails_at_its_deadline_and_is_ended_on
         await plane.ask(Event.START)
         await plane.until(Phase.CREATING)
         workspace = await plane.until(Phase.FAILED, within_s=130)
-        assert workspace.reason == "did not start in time"
+        assert workspace.reason == "did not start in time: starting"
         assert plane.took_s(Event.START, Event.FAIL) == pytest.approx(120, abs=0.01)
         assert plane.agent.known[ID].state is RunState.ENDED
 
@@ -32,7 +32,7 @@ async def test_content_that_does_not_come_fails_at_its_own_deadline() -> None:
     async with control_plane(Script(init_s=None), POLICY) as plane:
         await plane.ask(Event.START)
         workspace = await plane.until(Phase.FAILED, within_s=1000)
-        assert workspace.reason == "its content was not there in time"
+        assert workspace.reason == "its content was not there in time: cloning"
         assert plane.took_s(Event.CONTENT_BEGAN, Event.FAIL) == pytest.approx(900, abs=0.01)
 
 
@@ -96,7 +96,7 @@ async def test_a_deadline_that_passed_while_no_server_ran_holds() -> None:
         await asyncio.sleep(3600)
         assert plane.workspace().phase is Phase.CREATING
         await plane.start_server()
-        assert (await plane.until(Phase.FAILED, within_s=2)).reason == "did not start in time"
+        assert (await plane.until(Phase.FAILED, within_s=2)).reason == "did not start in time: starting"
 
 
 async def test_the_database_away_for_a_while_costs_no_workspace() -> None:

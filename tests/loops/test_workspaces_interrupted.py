@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -83,10 +83,17 @@ class MortalRecords:
         return await self.records.request(workspace, run)
 
     async def record(
-        self, workspace: WorkspaceId, run: RunNumber, event: Event, reason: str, now: datetime
+        self,
+        workspace: WorkspaceId,
+        run: RunNumber,
+        event: Event,
+        reason: str,
+        now: datetime,
+        then: Sequence[tuple[Event, str]] = (),
     ) -> Workspace | None:
-        after = await self.records.record(workspace, run, event, reason, now)
-        await self.gallows.after(event)
+        after = await self.records.record(workspace, run, event, reason, now, then)
+        for each in (event, *(later for later, _ in then)):
+            await self.gallows.after(each)
         return after
 
     async def note_progress(self, workspace: WorkspaceId, progress: Progress | None) -> None:

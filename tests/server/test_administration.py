@@ -8,6 +8,7 @@ import pytest
 import structlog
 
 from fairwater.domain.failure import Temporary
+from fairwater.domain.ids import WorkspaceId
 from fairwater.ports.accounts import Role
 from fairwater.ports.vault import Holder, Variable
 from fairwater.serving.peers import STOPPING
@@ -65,8 +66,15 @@ async def test_a_restoration_takes_the_body_as_a_stream_and_only_when_it_is_conf
     refused = await client.post(f"{API}/admin/restore", content=content)
     assert (refused.status_code, refused.json()["code"], world.copies.restored) == (409, "not_confirmed", None)
     answer = await client.post(f"{API}/admin/restore?confirm=true", content=content)
-    assert (answer.status_code, answer.json()) == (200, {"restored": {"users": 1}, "warning": None})
+    assert (answer.status_code, answer.json()) == (200, {"restored": {"users": 1}, "warning": None, "unknown": []})
     assert world.copies.restored == content
+
+
+async def test_workspaces_that_run_and_that_the_backup_does_not_know_are_named(world: World) -> None:
+    client = await world.member("root", Role.ADMIN)
+    world.copies.unknown = (WorkspaceId("abcdefghjkmn"),)
+    answer = await client.post(f"{API}/admin/restore?confirm=true", content=b"x")
+    assert answer.json()["unknown"] == ["abcdefghjkmn"]
 
 
 async def test_a_restored_database_that_another_key_has_sealed_is_said_to_be_that(world: World) -> None:

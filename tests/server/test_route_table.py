@@ -79,10 +79,10 @@ EXPECTED: dict[str, Expected] = {
         "GET", "/api/v1/organisations/default/variables", (401, 403, 403, 200, 200, 403)
     ),
     "set_organisation_variable": Expected(
-        "PUT", "/api/v1/organisations/default/variables", (401, 403, 403, 200, 200, 403), VARIABLE
+        "PUT", "/api/v1/organisations/default/variables", (401, 403, 403, 403, 200, 403), VARIABLE
     ),
     "delete_organisation_variable": Expected(
-        "DELETE", "/api/v1/organisations/default/variables/{shared}", (401, 403, 403, 204, 204, 403)
+        "DELETE", "/api/v1/organisations/default/variables/{shared}", (401, 403, 403, 403, 204, 403)
     ),
     "list_tokens": Expected("GET", "/api/v1/users/{owner}/tokens", (401, 404, 200, 403, 200, 403)),
     "create_token": Expected("POST", "/api/v1/users/{owner}/tokens", (401, 404, 201, 403, 201, 403), {}),

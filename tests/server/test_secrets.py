@@ -164,7 +164,7 @@ async def test_a_secret_variable_is_never_shown_and_another_one_is(world: World)
 
 
 async def test_the_more_specific_pattern_wins_and_a_persons_own_over_the_organisations(world: World) -> None:
-    client, staff = await world.member(), await world.member("olga", Role.OPERATOR)
+    client, staff = await world.member(), await world.member("olga", Role.ADMIN)
     shared = f"{API}/organisations/default/variables"
     await staff.put(shared, json={"name": "A", "value": "organisation", "repository": "git.example/team/repo"})
     await staff.put(shared, json={"name": "B", "value": "organisation"})

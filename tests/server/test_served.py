@@ -11,8 +11,9 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from structlog.testing import capture_logs
 from websockets.asyncio.client import ClientConnection, unix_connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from fairwater.ports.process import Channel
 from fairwater.serving.frames import STARTED
@@ -133,3 +134,13 @@ async def test_a_stopping_server_ends_terminals_and_hangs_their_commands_up(worl
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code in {1000, 1012}, "the normal end, or a service that restarts"
     await asyncio.wait_for(world.agent.process.closed.wait(), BOUND_S)
+
+
+async def test_a_terminal_that_is_refused_is_no_bug_of_the_server(world: World, tmp_path: Path) -> None:
+    _, headers = await running(world)
+    with capture_logs() as logs:
+        async with served(world, tmp_path) as socket:
+            with pytest.raises(InvalidStatus) as refused:
+                await unix_connect(str(socket), f"ws://server{API}/workspaces/nobodys/exec", additional_headers=headers)
+    assert refused.value.response.status_code == 404
+    assert not [line for line in logs if line["log_level"] == "error"]

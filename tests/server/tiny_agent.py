@@ -11,6 +11,7 @@ from fairwater.domain.failure import Permanent, Temporary
 from fairwater.domain.ids import RunNumber, WorkspaceId
 from fairwater.domain.workspaces.run import RunFacts, RunState, TaskFacts, TaskState
 from fairwater.ports.agent import Fact, FileEntry, Hello, StartRequest
+from fairwater.ports.database import Restored
 from fairwater.ports.process import Channel, ExecRequest, TerminalSize
 
 START = datetime(2022, 4, 11, 8, 0, tzinfo=UTC)
@@ -162,6 +163,7 @@ class TinyCopies:
         self.failure: Temporary | None = None
         self.fails_at = 1
         self.restored: bytes | None = None
+        self.unknown: tuple[WorkspaceId, ...] = ()
         self.go_on = asyncio.Event()
         self.go_on.set()
 
@@ -173,6 +175,6 @@ class TinyCopies:
                 raise self.failure
             yield piece
 
-    async def restore(self, chunks: AsyncIterator[bytes]) -> dict[str, int]:
+    async def restore(self, chunks: AsyncIterator[bytes]) -> Restored:
         self.restored = b"".join([chunk async for chunk in chunks])
-        return {"users": 1}
+        return Restored({"users": 1}, self.unknown)

@@ -19,7 +19,7 @@ import httpx2
 from .address import free_port
 
 _BEGINS_WITHIN_S = 30.0
-_RUN = "from fairwater.cli.main import run; run()"
+_RUN = "import sys, fairwater; print(fairwater.__path__[0], file=sys.stderr); from fairwater.cli.main import run; run()"
 KEY = "00" * 32
 
 
@@ -41,6 +41,18 @@ class ServerProcess:
         document: dict[str, Any] = answer.json()
         return document
 
+    def post(self, path: str, **body: Any) -> None:
+        answer = self.client.post(f"/api/v1/{path}", json=body)
+        assert answer.status_code < 300, (answer.status_code, answer.text)
+
+    def set_variable(self, **body: Any) -> None:
+        answer = self.client.put("/api/v1/users/me/variables", json=body)
+        assert answer.status_code < 300, (answer.status_code, answer.text)
+
+    def delete(self, path: str) -> None:
+        answer = self.client.delete(f"/api/v1/{path}")
+        assert answer.status_code < 300, (answer.status_code, answer.text)
+
     def phases(self) -> dict[str, str]:
         return {item["name"]: item["phase"] for item in self.get("/api/v1/workspaces?limit=100")["items"]}
 
@@ -53,13 +65,22 @@ class ServerProcess:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(20)
 
+    def source(self) -> Path:
+        """The folder of the package that it runs, as the process itself says."""
+        return Path([line for line in self.log().splitlines() if line.startswith("/")][-1])
+
     def log(self) -> str:
         return (self.folder / "log").read_text()
 
 
 @contextmanager
 def server_process(
-    folder: Path, database_url: str, *, source: Path | None = None, node_socket: Path | None = None
+    folder: Path,
+    database_url: str,
+    *,
+    source: Path | None = None,
+    node_socket: Path | None = None,
+    master_key: str = KEY,
 ) -> Iterator[ServerProcess]:
     """Runs until the end of the block. `source` is the `src` folder of another version; `node_socket`, an agent's."""
     (folder / "run").mkdir(parents=True, exist_ok=True)
@@ -76,7 +97,7 @@ def server_process(
     if source is not None:
         environment["PYTHONPATH"] = str(source)
     if source is None or (source / "fairwater/store/vault.py").exists():
-        environment["FAIRWATER_SERVER_MASTER_KEY"] = KEY
+        environment["FAIRWATER_SERVER_MASTER_KEY"] = master_key
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", _RUN, "server", "run", "--data-dir", str(folder)],

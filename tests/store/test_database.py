@@ -95,6 +95,7 @@ async def test_a_newer_database_that_lacks_what_this_version_needs_is_refused_an
         "postgresql://ada:hush@host",
         "postgresql://ada:hush@host:port/name",
         "postgresql://ada:hush@[::1/name",
+        "postgresql://ada:pa@hush@host/name",
     ],
 )
 async def test_other_databases_are_refused_without_a_word_of_the_password(url: str) -> None:

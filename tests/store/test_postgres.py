@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import psycopg
 import pytest
 from sqlalchemy import text
 from starlette.requests import HTTPConnection
+from tests.servers.postgres import Cluster
 
 from fairwater.domain.failure import Permanent, Temporary
 from fairwater.domain.workspaces.workspace import Event, Phase
@@ -293,6 +295,42 @@ async def test_a_database_that_is_not_there_is_named_without_the_password(postgr
     assert refused.value.code == "database_refused"
     assert "nowhere" in refused.value.message
     assert "hush" not in refused.value.message
+
+
+@pytest.fixture
+def guarded(own_postgres: Cluster) -> Cluster:
+    """Knows `locked`, who needs a password, and `weak`, who may look and make nothing."""
+    rules = own_postgres.folder / "data/pg_hba.conf"
+    rules.write_text(f"host all locked 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
+    with psycopg.connect(own_postgres.conninfo("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE ROLE locked LOGIN PASSWORD 'right'")
+        connection.execute("CREATE ROLE weak LOGIN")
+        connection.execute("CREATE ROLE barred")
+    own_postgres.stop()
+    own_postgres.start()
+    return own_postgres
+
+
+async def test_who_is_refused_is_told_why_without_the_password(guarded: Cluster) -> None:
+    url = guarded.create()
+    refusals = {
+        url.replace("fairwater@", "locked:hush@"): "password authentication failed",
+        url.replace("fairwater@", "locked@"): "no password supplied",
+        url.replace("fairwater@", "nobody:hush@"): "does not exist",
+        url.replace("fairwater@", "barred:hush@"): "is not permitted to log in",
+        url.replace("fairwater@", "weak:hush@"): "own the database",
+        url.replace("fairwater@", "weak:hush@") + "?nonsense=1": "invalid connection option",
+        url.replace("fairwater@", "weak:hush@") + "?sslmode=bogus": "invalid sslmode value",
+        url.replace("fairwater@", "weak:hush@") + "?sslmode=require": "does not support SSL",
+    }
+    for refused_url, why in refusals.items():
+        with pytest.raises(Permanent) as refused:
+            await upgrade(refused_url, patience_s=1.0)
+        assert refused.value.code == "database_refused"
+        assert why in refused.value.message
+        assert "server.database_url" in refused.value.message
+        assert "hush" not in refused.value.message
+    assert await upgrade(url.replace("fairwater@", "fairwater:unneeded@"))
 
 
 async def test_a_server_that_is_not_there_is_waited_for_and_named_without_the_password() -> None:

@@ -42,21 +42,37 @@ def previous_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     archive = folder / "source.zip"
     subprocess.run(["git", "-C", str(ROOT), "archive", "-o", str(archive), commit, "src"], check=True)
     shutil.unpack_archive(archive, folder)
+    assert not (folder / path).exists(), "it knows the newest migration: it is not the version before"
     return folder / "src"
 
 
 def rehearse(folder: Path, url: str, previous: Path, between: Callable[[], None] = lambda: None) -> None:
     """The newest server writes, the one before it goes on, and the newest goes on from there."""
     with server_process(folder, url) as newest:
-        first = newest.create("written-by-the-newest")
+        assert newest.source() == ROOT / "src/fairwater"
+        first = newest.create("first-of-the-newest")
+        newest.post("workspaces", context_url="https://example.org/a/b", name="second-of-the-newest", start=False)
+        newest.post("users", name="of-the-newest")
+        newest.set_variable(name="OF_THE_NEWEST", value="välue", secret=True)
     between()
     with server_process(folder, url, source=previous) as before:
-        assert before.get(f"/api/v1/workspaces/{first['id']}")["name"] == "written-by-the-newest"
-        before.create("written-by-the-one-before")
-        assert len(before.phases()) == 2
+        assert before.source() == previous / "fairwater"
+        assert before.get(f"/api/v1/workspaces/{first['id']}")["name"] == "first-of-the-newest"
+        before.create("of-the-one-before")
+        before.post(f"workspaces/{first['id']}/stop")
+        before.delete("workspaces/second-of-the-newest")
+        before.post("users", name="of-the-one-before")
+        before.set_variable(name="OF_THE_ONE_BEFORE", value="value", secret=True)
+        assert set(before.phases()) == {"first-of-the-newest", "of-the-one-before"}
     with server_process(folder, url) as newest:
-        assert set(newest.phases()) == {"written-by-the-newest", "written-by-the-one-before"}
-        newest.create("written-after-that")
+        assert set(newest.phases()) == {"first-of-the-newest", "of-the-one-before"}
+        assert newest.phases()["first-of-the-newest"] == "stopping"
+        users = {user["name"] for user in newest.get("/api/v1/users")["items"]}
+        assert users >= {"of-the-newest", "of-the-one-before"}
+        variables = {variable["name"] for variable in newest.get("/api/v1/users/me/variables")["items"]}
+        assert variables == {"OF_THE_NEWEST", "OF_THE_ONE_BEFORE"}
+        newest.post(f"workspaces/{first['id']}/stop")
+        newest.create("after-that")
 
 
 def knows(previous: Path, url: str) -> None:

@@ -80,6 +80,11 @@ def restore(
         write_line(f"{file} is restored; log in again where a token is no longer known")
     if answer.get("warning"):
         say(f"warning: {answer['warning']}")
+    if answer.get("unknown"):
+        say(
+            f"warning: {len(answer['unknown'])} workspaces run that {file} does not know, and nobody looks after them "
+            f"any more: {', '.join(answer['unknown'])}; restore a later backup to have them again"
+        )
 
 
 @app.command("rotate-keys")

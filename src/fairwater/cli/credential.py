@@ -41,6 +41,11 @@ def add(
 
     It is sealed on the server and cannot be read again.
     """
+    from fairwater.domain.workspaces.credential_host import parse_credential_host
+    from fairwater.domain.workspaces.secrets import CredentialKind
+
+    kind = CredentialKind.TOKEN if ssh_key is None else CredentialKind.SSH_KEY
+    host = parse_credential_host(host, kind, plain_http=plain_http)  # before anybody types a secret for it
     body: dict[str, Any] = {"host": host, "username": username}
     if ssh_key is not None:
         if plain_http:

@@ -126,10 +126,11 @@ class Installation:
                 supervisor.wait()
             except Interrupted:
                 _tell("stopping; once more to skip the grace of workspaces")
-            self._stop_workspaces()
+            stopped = self._stop_workspaces()
         finally:
             supervisor.stop()
-        _tell(f"everything is stopped; content stays in {self.data.root}")
+        what = "everything is" if stopped else "the server and the node agent are"
+        _tell(f"{what} stopped; content stays in {self.data.root}")
         return ExitCode.OK
 
     def _client(self) -> Client:
@@ -155,19 +156,20 @@ class Installation:
     def _where(self) -> str:
         return "" if self.data.root == default_data_dirs()[0] else f" --data-dir {self.data.root}"
 
-    def _stop_workspaces(self) -> None:
-        """Stops what is active: in order first, at once when interrupted again."""
+    def _stop_workspaces(self) -> bool:
+        """Stops what is active: in order first, at once when interrupted again. Whether nothing may run any more."""
         grace_s = self.settings.node.stop_grace_s + self.settings.deadlines.stopping_s
         for force, bound_s in ((False, grace_s), (True, _FORCED_S)):
             try:
                 with self._client() as client:
                     stop_all(client, bound_s, force=force)
-                return
+                return True
             except Interrupted:
                 _tell("killing the workspaces" if not force else "leaving them")
             except (Permanent, Temporary) as failure:
                 _tell(f"workspaces that still run are taken up again by the next fairwater up: {failure.message}")
-                return
+                return False
+        return False
 
     def _parts(self, account: preparation.Account | None) -> tuple[Part, Part]:
         kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}

@@ -184,7 +184,14 @@ class _Fetch:
             size = _FETCH_BYTES_MAX // 1024**2
             message = f"{self._source.clone_url} has more than {size} MiB in one commit: clone it, and name the folder"
             raise Permanent(message, code="too_large")
-        raise explain_failure(words_of_git, self._source)
+        failure = explain_failure(words_of_git, self._source)
+        if not self._source.local and failure.code in {"access_denied", "credential_refused"}:
+            message = (
+                f"{self._source.clone_url} cannot be read by your own git, which is asked here, or is not there: check "
+                "the address; if it is private, sign git in, or clone it and name the folder"
+            )
+            raise Permanent(message, code=failure.code)
+        raise failure
 
 
 def _bound_size() -> None:

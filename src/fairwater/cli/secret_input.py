@@ -19,9 +19,12 @@ def read_secret(what: str) -> str:
         try:
             given = sys.stdin.buffer.read(_BYTES_MAX + 1).decode().removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError:
-            say(f"error: {what.lower()}: this is not text in UTF-8")
+            say(f"error: {what[:1].lower() + what[1:]}: this is not text in UTF-8")
             raise typer.Exit(ExitCode.WRONG_USE) from None
     if not given or len(given) > _BYTES_MAX:
-        say(f"error: {what.lower()}: " + ("nothing was given on standard input" if not given else "more than 64 KiB"))
+        say(
+            f"error: {what[:1].lower() + what[1:]}: "
+            + ("nothing was given on standard input" if not given else "more than 64 KiB")
+        )
         raise typer.Exit(ExitCode.WRONG_USE)
     return given

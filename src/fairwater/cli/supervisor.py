@@ -23,6 +23,7 @@ from fairwater.cli.preparation import Account
 from fairwater.domain.failure import Permanent
 
 READY_S, END_S = 60.0, 30.0
+_TOLD_AFTER_S = 5.0
 LOG_BYTES_MAX = 10 * 1024 * 1024
 LOGS_KEPT = 3
 _BACKOFF_S = (0.5, 30.0)
@@ -76,7 +77,11 @@ class Supervisor:
         for child in self._children:
             self._spawn(child)
             ends = time.monotonic() + READY_S
+            told = False
             while not child.part.ready():
+                if not told and time.monotonic() > ends - READY_S + _TOLD_AFTER_S:
+                    told = True
+                    self.tell(f"the {child.part.name} is not ready yet; it says:\n{tail(child.part.log, 1)}")
                 status = child.process.poll() if child.process else None
                 if status is not None or time.monotonic() > ends:
                     why = f"ended with {_words(status)}" if status is not None else f"is not ready after {READY_S:g} s"

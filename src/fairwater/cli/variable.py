@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
     from fairwater.cli.client import Client
 
 app = application("Environment variables of your workspaces. They are in force from the next start of each on.")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 ProjectOption = Annotated[
     str | None,
-    typer.Option("--project", metavar="ORG", help="Those of an organisation (operators).", show_default=False),
+    typer.Option("--project", metavar="ORG", help="Those of an organisation (administrators).", show_default=False),
 ]
 RepositoryOption = Annotated[
     str,
@@ -44,8 +46,11 @@ def set_variable(
 ) -> None:
     """Set a variable, in place of the one of that name for the same repositories."""
     name, sign, value = assignment.partition("=")
-    if not name:
-        raise typer.BadParameter("write NAME or NAME=VALUE")
+    if not _NAME.fullmatch(name):
+        raise typer.BadParameter(
+            f"{name[:40]!r} is no name of a variable: write NAME or NAME=VALUE, the name in letters, digits and _, not "
+            "beginning with a digit"
+        )
     if secret and sign:
         raise typer.BadParameter(
             f"a secret must not stand in the command line, where others can read it: give {name} alone, and the value "

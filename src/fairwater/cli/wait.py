@@ -49,9 +49,12 @@ class PlainDisplay:
 
     def __init__(self) -> None:
         self._said: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}
 
     def phase(self, name: str, phase: str, reason: str) -> None:
-        self._once(name, f"{name}: {phase}" + (f" ({reason})" if reason else ""))
+        known = self._reasons.get(name) == reason  # a failure's is that of its end, too
+        self._reasons[name] = reason
+        self._once(name, f"{name}: {phase}" + (f" ({reason})" if reason and not known else ""), f"{phase} {reason}")
 
     def progress(self, name: str, progress: dict[str, Any]) -> None:
         done, total = progress.get("done") or 0, progress.get("total")

@@ -32,7 +32,7 @@ class RunProvision:
             self._parts.clock.now(),
             entry,
             state=RunState.INITIALIZING,
-            reason=f"cloning {source.clone_url}" if source else "preparing the volume",
+            reason=self._again(entry, f"cloning {source.clone_url}" if source else "preparing the volume"),
         )
         root = await self._parts.root(entry.workspace)
         await self._unhurried(
@@ -54,7 +54,7 @@ class RunProvision:
             self._parts.clock.now(),
             entry,
             state=RunState.INITIALIZING,
-            reason=f"bringing in the image {entry.setup.image}",
+            reason=self._again(entry, f"bringing in the image {entry.setup.image}"),
         )
         setup = await self._unhurried(
             entry, self._setup.prepare(entry, self._reporter(entry)), "stopped while its image was brought in"
@@ -75,6 +75,11 @@ class RunProvision:
             # Interrupted from outside, the helper must not go on by itself.
             task.cancel()
             live.bringing = live.progress = None
+
+    def _again(self, entry: Entry, what: str) -> str:
+        """`what`, with why it was not done at the last try."""
+        hindrance = self._table.live(entry.workspace).hindrance
+        return f"{what} (the last try: {hindrance})" if hindrance else what
 
     def _reporter(self, entry: Entry) -> Callable[[Progress], None]:
         live = self._table.live(entry.workspace)

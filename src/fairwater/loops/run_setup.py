@@ -6,6 +6,7 @@ one that the repository names cannot be had, so that its owner can still get in 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -44,7 +45,8 @@ class RunSetup:
             raise Temporary(f"the content of {entry.workspace} is not there", code="content_missing", delay_s=0.1)
         files = await self._content.config_files(volume, brought.repository) if brought.repository else {}
         spec = entry.spec
-        wanted = _read(brought.repository, files)
+        # The largest files that are read take some tenths of a second.
+        wanted = await asyncio.to_thread(_read, brought.repository, files)
         setup = decide_setup(
             spec.image, image_asked=spec.image_asked, brought=brought, wanted=wanted, limits=spec.limits
         )

@@ -18,6 +18,7 @@ from fairwater.domain.plan import Plan
 from fairwater.domain.workspaces.notice import Level, Notice
 from fairwater.domain.workspaces.run import (
     NodeView,
+    Progress,
     RunState,
     RunStep,
     SandboxState,
@@ -119,6 +120,8 @@ class RunReconciler:
         entry = self._table.entry(key)
         if failure.code != "interrupted":
             self._log.info("run_delayed", workspace=key, run=entry.run, code=failure.code, reason=failure.message)
+            live = self._table.live(key)
+            live.hindrance, live.progress = failure.message, Progress(failure.message)
             self._table.change(replace(entry, reason=failure.message))
 
     async def _create_volume(self, entry: Entry) -> None:

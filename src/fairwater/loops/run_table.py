@@ -25,6 +25,8 @@ class Live:
     """What is known of a run beyond its journal entry; lost at a restart, and found again or not needed."""
 
     progress: Progress | None = None
+    hindrance: str | None = None
+    """Why the last try did not succeed, while it is tried again."""
     signalled_at: datetime | None = None
     bringing: asyncio.Future[Any] | None = None
     settled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -62,6 +64,8 @@ class RunTable:
         """Writes `entry` into the journal and tells it."""
         entry = replace(entry, revision=entry.revision + 1)
         self.journal.put(entry)
+        if entry.state not in {RunState.STARTING, RunState.INITIALIZING}:
+            self.live(entry.workspace).progress = None
         if entry.state is not RunState.STARTING:
             self.live(entry.workspace).settled.set()
         self.publish(entry)
@@ -74,7 +78,10 @@ class RunTable:
         """Refuses a command of a run older than one seen, or of a deleted workspace. Raises Permanent: `stale_run`."""
         entry = self.journal.get(workspace)
         if entry is not None and entry.deleted:
-            raise Permanent(f"workspace {workspace} is deleted", code="stale_run")
+            raise Permanent(
+                f"workspace {workspace} was deleted on its node, and its content is gone: delete what is left of it",
+                code="stale_run",
+            )
         if entry is not None and run < entry.run:
             raise Permanent(
                 f"run {run} of workspace {workspace} is over: this node has seen run {entry.run}", code="stale_run"

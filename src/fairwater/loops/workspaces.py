@@ -38,6 +38,9 @@ _RECONNECT_S = 0.5
 _SWEEP_S = 30.0
 """How often every unfinished workspace is looked at, whatever was or was not told meanwhile."""
 
+Todo = Step | tuple[Record, ...]
+"""Several records are written down as a whole: what one word of the node changes."""
+
 
 class WorkspaceReconciler:
     name = "workspaces"
@@ -52,13 +55,13 @@ class WorkspaceReconciler:
     async def observe(self, key: WorkspaceId) -> WorkspaceRecord | None:
         return await self._records.load(key)
 
-    def plan(self, key: WorkspaceId, facts: WorkspaceRecord | None) -> Plan[tuple[Step, WorkspaceRecord]]:
+    def plan(self, key: WorkspaceId, facts: WorkspaceRecord | None) -> Plan[tuple[Todo, WorkspaceRecord]]:
         if facts is None:
             return Plan()
         plan = plan_workspace(facts.workspace, facts.deadline, self._watch.reading(key), self._clock.now())
-        return Plan(tuple((step, facts) for step in plan.steps), plan.waiting, plan.cause)
+        return Plan(tuple((step, facts) for step in _as_a_whole(plan.steps)), plan.waiting, plan.cause)
 
-    async def apply(self, key: WorkspaceId, step: tuple[Step, WorkspaceRecord]) -> None:
+    async def apply(self, key: WorkspaceId, step: tuple[Todo, WorkspaceRecord]) -> None:
         todo, record = step
         match todo:
             case AskFacts():
@@ -81,8 +84,11 @@ class WorkspaceReconciler:
                 self._watch.forget(key)
             case Record(event, reason):
                 await self._records.record(key, record.workspace.run, event, reason, self._clock.now())
+            case (Record(event, reason), *rest):
+                then = tuple((later.event, later.reason) for later in rest)
+                await self._records.record(key, record.workspace.run, event, reason, self._clock.now(), then)
 
-    async def rejected(self, key: WorkspaceId, step: tuple[Step, WorkspaceRecord], failure: Permanent) -> None:
+    async def rejected(self, key: WorkspaceId, step: tuple[Todo, WorkspaceRecord], failure: Permanent) -> None:
         todo, record = step
         if isinstance(todo, AskStart) and record.workspace.phase in STARTING:
             await self._records.record(key, record.workspace.run, Event.FAIL, failure.message, self._clock.now())
@@ -92,6 +98,11 @@ class WorkspaceReconciler:
 
     async def delayed(self, key: WorkspaceId, failure: Temporary) -> None:
         self._log.info("workspace_delayed", workspace=key, code=failure.code, reason=failure.message)
+
+
+def _as_a_whole(steps: tuple[Step, ...]) -> tuple[Todo, ...]:
+    records = tuple(step for step in steps if isinstance(step, Record))
+    return (records,) if len(records) > 1 and len(records) == len(steps) else steps
 
 
 class WorkspacesLoop:
@@ -112,7 +123,7 @@ class WorkspacesLoop:
         self.watch = NodeWatch(agent, clock, self._changed, self.sweep)
         self._sweep = asyncio.Event()
         self._reconciler = WorkspaceReconciler(records, agent, self.watch, clock)
-        self._runner: LoopRunner[WorkspaceId, WorkspaceRecord | None, tuple[Step, WorkspaceRecord]] | None = None
+        self._runner: LoopRunner[WorkspaceId, WorkspaceRecord | None, tuple[Todo, WorkspaceRecord]] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def wake(self, workspace: WorkspaceId) -> None:

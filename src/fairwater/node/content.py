@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -32,6 +31,7 @@ from fairwater.node.content_files import (
 from fairwater.node.content_helper import Helper, HelperSandboxes
 from fairwater.node.content_home import fill_from_image, fill_from_skeleton
 from fairwater.node.host_image import HOME, REFERENCE
+from fairwater.node.tree_removal import remove_tree
 from fairwater.ports.content import Configure
 from fairwater.ports.images import ImageRoot, Images, ImageUser
 from fairwater.ports.sandboxes import Admission, Sandbox, Tenant
@@ -122,8 +122,8 @@ class SandboxedContent:
 
     async def _clear(self, sandbox: Sandbox, volume: Path) -> None:
         await self._sandboxes.remove(sandbox)
-        # Nobody is left who could swap a folder for a link meanwhile, and rmtree follows none.
-        await asyncio.to_thread(shutil.rmtree, volume / "workspace" / INCOMING, ignore_errors=True)
+        # Nobody is left who could change anything in it meanwhile.
+        await asyncio.to_thread(remove_tree, volume / "workspace" / INCOMING)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from fairwater.domain.workspaces.config import CANDIDATES, FILE_BYTES_MAX
@@ -25,6 +26,7 @@ _INSIDE = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_MAGICLINKS | linux.RESOLVE_NO
 """Links are followed as long as they stay inside: a repository may keep its configuration behind one."""
 _TRIES = 1000
 """openat2(2) says EAGAIN where something was renamed anywhere on the machine while it went through a `..`."""
+_ENTRIES_MAX = 100
 _MARK_BYTES_MAX = 1024 * 1024
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG, errno.EACCES})
 
@@ -87,13 +89,32 @@ def read_config_files(workspace: Path, repository: str) -> Mapping[str, bytes]:
             return found
         raise
     try:
-        for path in CANDIDATES:
+        for path in (path for candidate in CANDIDATES for path in _paths(root, candidate)):
             content = _read(root, path)
             if content is not None:
                 found[path] = content
     finally:
         os.close(root)
     return found
+
+
+def _paths(root: int, candidate: str) -> tuple[str, ...]:
+    """The paths that a candidate stands for: a `*` is each folder's name there, of the first hundred entries."""
+    before, star, after = candidate.partition("/*/")
+    if not star:
+        return (candidate,)
+    try:
+        folder = _resolve(root, before, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return ()
+        raise
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in islice(entries, _ENTRIES_MAX))
+    finally:
+        os.close(folder)
+    return tuple(f"{before}/{name}/{after}" for name in names if name.isprintable())
 
 
 def _read(root: int, path: str) -> bytes | None:

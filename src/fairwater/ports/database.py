@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from fairwater.domain.ids import UserId
+from fairwater.domain.ids import UserId, WorkspaceId
 from fairwater.ports.accounts import Accounts, LoginCodes, Organisations, StartAllowances, Tokens
 from fairwater.ports.catalogue import Catalogue, History
 from fairwater.ports.vault import Secrets
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,15 @@ class Claim:
 
     fingerprint: str
     answer: Answer | None
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What came of a restoration: the rows of each table, and the workspaces that run on a node and that the backup
+    does not know. Nobody looks after those any more."""
+
+    rows: Mapping[str, int]
+    unknown: tuple[WorkspaceId, ...] = ()
 
 
 class IdempotencyKeys(Protocol):
@@ -74,6 +86,14 @@ class Database(Protocol):
 
     def write(self) -> AbstractAsyncContextManager[Transaction]:
         """Raises Temporary: `database_busy`, `database_away`."""
+        ...
+
+    async def reading(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """`work` within `read`, at less cost: all of it may run in a thread of its own, at once."""
+        ...
+
+    async def writing(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """`work` within `write`, likewise."""
         ...
 
     async def ping(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -46,9 +47,17 @@ class WorkspaceRecords(Protocol):
         ...
 
     async def record(
-        self, workspace: WorkspaceId, run: RunNumber, event: Event, reason: str, now: datetime
+        self,
+        workspace: WorkspaceId,
+        run: RunNumber,
+        event: Event,
+        reason: str,
+        now: datetime,
+        then: Sequence[tuple[Event, str]] = (),
     ) -> Workspace | None:
         """Applies `event` to the workspace while its run is still `run`; None where it no longer is.
+
+        The events of `then`, with their reasons, follow it: all of them are written, or none.
 
         Raises:
             TransitionRejected: the table rejects it.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 
@@ -13,7 +12,7 @@ from fairwater import __version__
 from fairwater.domain.ids import WorkspaceId
 from fairwater.ports.agent import Fact, RunAgent, WorkspaceAccess
 from fairwater.ports.clock import Clock
-from fairwater.ports.database import Database
+from fairwater.ports.database import Database, Restored
 from fairwater.server.authentication import Authenticator
 from fairwater.server.authorisation import authorise
 from fairwater.server.body_limit import BodyLimit
@@ -97,7 +96,7 @@ def create_app(
     options: ServerOptions,
     bus: EventBus,
     backup: Callable[[], AsyncIterator[bytes]] | None = None,
-    restore: Callable[[AsyncIterator[bytes]], Awaitable[Any]] | None = None,
+    restore: Callable[[AsyncIterator[bytes]], Awaitable[Restored]] | None = None,
 ) -> FastAPI:
     """`bus` is to be told by the store: give `bus.committed` and `bus.progressed` to it. `backup`: see `Services`."""
     metrics = Metrics(options.cluster)

@@ -138,8 +138,7 @@ class Authenticator:
         cached = self._cached.get(digest)
         if cached is None or cached.until <= now:
             changes = self._changes
-            async with self._database.read() as transaction:
-                found = await transaction.tokens.holder(digest, now)
+            found = await self._database.reading(lambda transaction: transaction.tokens.holder(digest, now))
             if found is None:
                 self._cached.pop(digest, None)
                 return None

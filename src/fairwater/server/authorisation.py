@@ -62,8 +62,9 @@ RULES: dict[str, Rule] = {
     "delete_variable": Rule.SELF_OR_ADMIN,
     "list_organisations": Rule.ACCOUNT,
     "list_organisation_variables": Rule.OPERATOR,
-    "set_organisation_variable": Rule.OPERATOR,
-    "delete_organisation_variable": Rule.OPERATOR,
+    # Not for operators: by a variable such as BASH_ENV, whoever sets it runs commands in everybody's workspaces.
+    "set_organisation_variable": Rule.ADMIN,
+    "delete_organisation_variable": Rule.ADMIN,
     "create_login_code": Rule.ADMIN,
     "exchange_login_code": Rule.ANYONE,
     "show_version": Rule.ANYONE,

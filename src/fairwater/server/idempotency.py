@@ -51,18 +51,20 @@ async def answer_once(
     services = services_of(request)
     key = _key(request)
     if key is None:
-        async with services.database.write() as transaction:
-            reply = await act(transaction)
-        return _respond(reply)
+        return _respond(await services.database.writing(act))
     fingerprint = await _fingerprint(request)
+
+    async def once(transaction: Transaction) -> Claim | Reply:
+        claim = await transaction.keys.claim(principal.id, key, fingerprint, services.clock.now())
+        if claim is not None:
+            return claim
+        reply = await act(transaction)
+        await transaction.keys.keep(principal.id, key, _answer(reply))
+        return reply
+
     async with _exclusively(services, principal, key):
-        async with services.database.write() as transaction:
-            claim = await transaction.keys.claim(principal.id, key, fingerprint, services.clock.now())
-            if claim is not None:
-                return _replay(claim, fingerprint)
-            reply = await act(transaction)
-            await transaction.keys.keep(principal.id, key, _answer(reply))
-        return _respond(reply)
+        done = await services.database.writing(once)
+        return _replay(done, fingerprint) if isinstance(done, Claim) else _respond(done)
 
 
 class Once:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from starlette.requests import HTTPConnection
 
 from fairwater.domain.ids import UserId, WorkspaceId
 from fairwater.ports.agent import Fact, RunAgent, WorkspaceAccess
 from fairwater.ports.clock import Clock
-from fairwater.ports.database import Database
+from fairwater.ports.database import Database, Restored
 from fairwater.server.authentication import Authenticator
 from fairwater.server.bus import EventBus
 from fairwater.server.metrics import Metrics
@@ -22,8 +21,7 @@ from fairwater.server.options import ServerOptions
 class Services:
     """`wake` pokes the workspaces loop; `node_facts` asks the node what it offers.
 
-    `backup` gives the database as it is at one moment; `restore` puts one in its place, and returns what it held by
-    table. Each is None where this server cannot.
+    `backup` gives the database as it is at one moment; `restore` puts one in its place. Each is None where this server cannot.
     """
 
     database: Database
@@ -37,7 +35,7 @@ class Services:
     metrics: Metrics
     authenticator: Authenticator
     backup: Callable[[], AsyncIterator[bytes]] | None = None
-    restore: Callable[[AsyncIterator[bytes]], Awaitable[Any]] | None = None
+    restore: Callable[[AsyncIterator[bytes]], Awaitable[Restored]] | None = None
     under_way: set[tuple[UserId, str]] = field(default_factory=set)
     """The idempotency keys whose first request this server is answering."""
 

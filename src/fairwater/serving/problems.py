@@ -93,13 +93,21 @@ def install_problems(app: FastAPI, statuses: Mapping[str, int]) -> None:
     app.add_middleware(_UnexpectedErrors)
 
 
+class _Sent(Response):
+    """What was sent already: not a second time."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pass
+
+
 async def _answer(connection: HTTPConnection, response: Response) -> Response:
-    """On a WebSocket nobody sends what a handler returns: before the handshake it is sent as its refusal."""
+    """What a handler is to return. On a WebSocket it is sent here: before the handshake, as its refusal."""
     if isinstance(connection, WebSocket):
         if connection.application_state is WebSocketState.CONNECTING:
             await connection.send_denial_response(response)
         elif connection.application_state is WebSocketState.CONNECTED:
             await connection.close(_INTERNAL_ERROR_CLOSE)
+        return _Sent()
     return response
 
 

@@ -16,9 +16,11 @@ from typing import IO, Any
 from sqlalchemy import Table, delete, insert, select, tuple_
 
 from fairwater.domain.failure import Permanent, Temporary
+from fairwater.domain.ids import WorkspaceId
 from fairwater.domain.workspaces.restored import after_restore
-from fairwater.domain.workspaces.run import RunFacts
+from fairwater.domain.workspaces.run import RunFacts, RunState
 from fairwater.domain.workspaces.workspace import Event, Phase
+from fairwater.ports.database import Restored
 from fairwater.store.backup_format import TABLES, BackupWriter, check, read
 from fairwater.store.database import SqlDatabase
 from fairwater.store.engine import Statements
@@ -54,9 +56,9 @@ async def restore(
     chunks: AsyncIterator[bytes],
     nodes: Callable[[], Awaitable[Sequence[RunFacts]]],
     now: datetime,
-) -> dict[str, int]:
-    """Replaces all that is in the database by a backup; the number of rows of each table. `nodes` says what every node
-    knows of its runs; where it cannot, nothing is changed.
+) -> Restored:
+    """Replaces all that is in the database by a backup. `nodes` says what every node knows of its runs; where it
+    cannot, nothing is changed. A run of a workspace that the backup does not know is left alone, and told.
 
     Raises:
         Permanent: `bad_backup`, `newer_backup`, `backup_too_large`.
@@ -72,7 +74,7 @@ async def restore(
         counts = await asyncio.to_thread(check, file, newest_revision())
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                await _replace(database, file, nodes, now)
+                unknown = await _replace(database, file, nodes, now)
                 break
             except Temporary as failure:
                 # Others were in the middle of what they do.
@@ -80,12 +82,13 @@ async def restore(
                     raise
     database.seen.progress.clear()
     database.seen.setups.clear()
-    return counts
+    return Restored(counts, unknown)
 
 
 async def _replace(
     database: SqlDatabase, file: IO[bytes], nodes: Callable[[], Awaitable[Sequence[RunFacts]]], now: datetime
-) -> None:
+) -> tuple[WorkspaceId, ...]:
+    """The workspaces with a run that is now unknown here."""
     async with database.write() as transaction:
         connection = transaction.connection
         await connection.take_all([table.name for table in Row.metadata.sorted_tables])
@@ -100,10 +103,11 @@ async def _replace(
         await connection.go_on_counting("history", "sequence")
         for row in (await connection.execute(WITH_DEADLINE.order_by(WORKSPACES.c.id))).all():
             before = held(row)
-            after = after_restore(before.workspace, known.get(before.workspace.id), now)
+            after = after_restore(before.workspace, known.pop(before.workspace.id, None), now)
             if after is not before.workspace:
                 event = Event.DELETE if after.phase is Phase.DELETED else Event.RELEASED
                 await put(connection, before, after, event, now, database.deadlines)
+    return tuple(sorted(key for key, facts in known.items() if facts.state is not RunState.ENDED))
 
 
 async def _batches(connection: Statements, table: Table) -> AsyncIterator[Sequence[Any]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from functools import cache
 from typing import Any
 
-from sqlalchemy import and_, bindparam, func, or_, select
+from sqlalchemy import Integer, Select, String, and_, bindparam, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
 from fairwater.domain.failure import Permanent
@@ -56,20 +57,12 @@ class SqlCatalogue:
         return self._entry(await self._find_row(reference, owner, asking))
 
     async def page(self, owner: UserId | None, phase: Phase | None, limit: int, cursor: str | None) -> Page[Entry]:
-        query = _SEEN.order_by(WorkspaceRow.created_at.desc(), WorkspaceRow.id.desc()).limit(limit + 1)
-        query = query.where(_LIVE) if phase is None else query.where(WorkspaceRow.phase == phase.value)
-        if owner is not None:
-            query = query.where(WorkspaceRow.owner_id == owner)
+        query = _page(owned=owner is not None, live=phase is None, goes_on=cursor is not None)
+        values: dict[str, Any] = {"owner": owner, "phase": phase, "most": limit + 1}
         if cursor is not None:
-            created_text, last = read_cursor(cursor, 2)
-            created_at = read_moment(created_text)
-            query = query.where(
-                or_(
-                    WorkspaceRow.created_at < created_at,
-                    and_(WorkspaceRow.created_at == created_at, WorkspaceRow.id < last),
-                )
-            )
-        rows = (await self._connection.execute(query)).all()
+            created_text, values["last"] = read_cursor(cursor, 2)
+            values["created_at"] = read_moment(created_text)
+        rows = (await self._connection.execute(query, values)).all()
         entries = tuple(self._entry(row) for row in rows[:limit])
         more = len(rows) > limit
         return Page(
@@ -208,6 +201,21 @@ class SqlHistory:
 
     async def newest(self) -> int:
         return (await self._connection.execute(select(func.max(HistoryRow.sequence)))).scalar() or 0
+
+
+@cache
+def _page(*, owned: bool, live: bool, goes_on: bool) -> Select[Any]:
+    """A page of workspaces, the newest first: built once, for SQLAlchemy then need not look at its parts."""
+    most = bindparam("most", type_=Integer)
+    query = _SEEN.order_by(WORKSPACES.c.created_at.desc(), WORKSPACES.c.id.desc()).limit(most)
+    query = query.where(_LIVE if live else WORKSPACES.c.phase == bindparam("phase"))
+    if owned:
+        query = query.where(_OF_OWNER)
+    if goes_on:
+        at, last = bindparam("created_at", type_=WORKSPACES.c.created_at.type), bindparam("last", type_=String)
+        older = and_(WORKSPACES.c.created_at == at, WORKSPACES.c.id < last)
+        query = query.where(or_(WORKSPACES.c.created_at < at, older))
+    return query
 
 
 def no_such_workspace(reference: str) -> Permanent:

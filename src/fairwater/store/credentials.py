@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from secrets import token_hex
 from typing import Any
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import and_, bindparam, delete, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from fairwater.domain.ids import UserId
@@ -15,9 +15,15 @@ from fairwater.ports.database import Answer, Claim
 from fairwater.store.accounts import SqlAccounts
 from fairwater.store.cursors import read_cursor, write_cursor
 from fairwater.store.engine import Statements
-from fairwater.store.schema import IdempotencyRow, LoginCodeRow, TokenRow
+from fairwater.store.schema import IdempotencyRow, LoginCodeRow, Row, TokenRow
 
 KEY_LIFETIME = timedelta(hours=24)
+_KEYS = Row.metadata.tables["idempotency_keys"]
+_OF_KEY = and_(_KEYS.c.user_id == bindparam("by"), _KEYS.c.key == bindparam("claimed"))
+_FORGET_KEYS = delete(_KEYS).where(_KEYS.c.created_at <= bindparam("until"))
+_CLAIM_KEY = insert(_KEYS).on_conflict_do_nothing().returning(_KEYS.c.key)
+_KEPT = select(_KEYS).where(_OF_KEY)
+_KEEP = update(_KEYS).where(_OF_KEY)
 
 
 class SqlTokens:
@@ -80,26 +86,21 @@ class SqlIdempotencyKeys:
         self._connection = connection
 
     async def claim(self, user: UserId, key: str, fingerprint: str, now: datetime) -> Claim | None:
-        await self._connection.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at <= now - KEY_LIFETIME))
+        await self._connection.execute(_FORGET_KEYS, {"until": now - KEY_LIFETIME})
         # Of two who claim at once, the second waits here until the first has answered.
         claimed = await self._connection.execute(
-            insert(IdempotencyRow)
-            .values(user_id=user, key=key, fingerprint=fingerprint, created_at=now)
-            .on_conflict_do_nothing()
-            .returning(IdempotencyRow.key)
+            _CLAIM_KEY, {"user_id": user, "key": key, "fingerprint": fingerprint, "created_at": now}
         )
         if claimed.first() is not None:
             return None
-        query = select(IdempotencyRow.__table__).where(IdempotencyRow.user_id == user, IdempotencyRow.key == key)
-        row = (await self._connection.execute(query)).one()
+        row = (await self._connection.execute(_KEPT, {"by": user, "claimed": key})).one()
         answer = Answer(row.status, row.body, row.location) if row.status is not None else None
         return Claim(row.fingerprint, answer)
 
     async def keep(self, user: UserId, key: str, answer: Answer) -> None:
         await self._connection.execute(
-            update(IdempotencyRow)
-            .where(IdempotencyRow.user_id == user, IdempotencyRow.key == key)
-            .values(status=answer.status, body=answer.body, location=answer.location)
+            _KEEP,
+            {"by": user, "claimed": key, "status": answer.status, "body": answer.body, "location": answer.location},
         )
 
     async def release(self, user: UserId, key: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from secrets import token_hex
+from typing import Any, TypeVar
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, Executable, text
 
 from fairwater.domain.ids import WorkspaceId
 from fairwater.domain.workspaces.deadlines import DeadlinePolicy
@@ -23,6 +24,8 @@ from fairwater.store.secrets import SqlSecrets
 from fairwater.store.seen import Seen
 from fairwater.store.sqlite_engine import SqliteConnections
 from fairwater.store.vault import Vault
+
+T = TypeVar("T")
 
 
 class SqlTransaction:
@@ -121,20 +124,37 @@ class SqlDatabase:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[SqlTransaction]:
         async with self.connections.read() as connection:
-            yield SqlTransaction(connection, self.deadlines, self.seen, self.vault, writing=False)
+            yield self._transaction(connection, writing=False)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[SqlTransaction]:
         async with self.connections.write() as connection:
-            transaction = SqlTransaction(connection, self.deadlines, self.seen, self.vault, writing=True)
+            transaction = self._transaction(connection, writing=True)
             yield transaction
-        for change in transaction.changes:
-            self._tell(change)
+        self._tell_all(transaction)
+
+    async def reading(self, work: Callable[[SqlTransaction], Awaitable[T]]) -> T:
+        return await self.connections.reading(lambda connection: work(self._transaction(connection, writing=False)))
+
+    async def first(self, statement: Executable, parameters: Any = None) -> Any:
+        """The first row of what `statement` reads, None where there is none: at less cost than in a transaction."""
+        return await self.connections.first(statement, parameters)
+
+    async def writing(self, work: Callable[[SqlTransaction], Awaitable[T]]) -> T:
+        made: list[SqlTransaction] = []
+
+        async def all_of_it(connection: Statements) -> T:
+            transaction = self._transaction(connection, writing=True)
+            made.append(transaction)
+            return await work(transaction)
+
+        result = await self.connections.writing(all_of_it)
+        self._tell_all(made[0])
+        return result
 
     async def ping(self) -> None:
         """Raises Temporary: `database_away`, `database_busy`."""
-        async with self.connections.read() as connection:
-            await connection.execute(text("SELECT 1"))
+        await self.connections.first(text("SELECT 1"))
 
     async def follow(self) -> None:
         """Tells of what other servers commit, `elsewhere`, until cancelled."""
@@ -145,6 +165,13 @@ class SqlDatabase:
 
     async def close(self) -> None:
         await self.connections.close()
+
+    def _transaction(self, connection: Statements, *, writing: bool) -> SqlTransaction:
+        return SqlTransaction(connection, self.deadlines, self.seen, self.vault, writing=writing)
+
+    def _tell_all(self, transaction: SqlTransaction) -> None:
+        for change in transaction.changes:
+            self._tell(change)
 
     def _tell(self, change: Committed) -> None:
         self.seen.changed(change)

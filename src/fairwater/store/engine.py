@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import CursorResult, Engine, Executable, Insert
 from sqlalchemy.engine import URL, make_url
@@ -13,6 +13,7 @@ from sqlalchemy.exc import ArgumentError
 from fairwater.domain.failure import Permanent
 from fairwater.store import postgres_engine, sqlite_engine
 
+T = TypeVar("T")
 _KINDS = "sqlite:////PATH/TO/FILE or postgresql://USER@HOST/DATABASE"
 
 
@@ -49,6 +50,18 @@ class Connections(Protocol):
         """Raises Temporary: `database_away`, `database_busy`."""
         ...
 
+    async def reading(self, work: Callable[[Statements], Awaitable[T]]) -> T:
+        """`work` within `read`, possibly in another thread. It must await nothing but its statements."""
+        ...
+
+    async def writing(self, work: Callable[[Statements], Awaitable[T]]) -> T:
+        """`work` within `write`, likewise."""
+        ...
+
+    async def first(self, statement: Executable, parameters: Any = None, /) -> Any:
+        """The first row of `statement`, which reads, in a view of its own."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -65,6 +78,10 @@ def database_url(text: str) -> URL:
             f"the database URL ({text.partition(':')[0][:20]!r}, …) is not well formed; write {_KINDS}",
             code="bad_database_url",
         ) from None
+    if "@" in (url.host or ""):
+        raise Permanent(
+            "the database URL has an '@' too many: write one of a name or password as %40", code="bad_database_url"
+        )
     kind = url.get_backend_name()
     if kind == "sqlite" and url.database and url.database != ":memory:":
         return url.set(drivername="sqlite+pysqlite")

@@ -111,13 +111,18 @@ async def advance(
 async def put(
     connection: Statements, before: Held, after: Workspace, event: Event, now: datetime, policy: DeadlinePolicy
 ) -> None:
-    """Writes `after` as it is, whatever the table says: with the deadline of its phase, and a line of its history."""
-    deadline = before.deadline
-    if after.phase is not before.workspace.phase:
+    """Writes `after` as it is, whatever the table says: with the deadline of its phase, and a line of its history.
+
+    Of another run, neither the deadline nor the time it was asked for holds any more.
+    """
+    same_run = after.run == before.workspace.run
+    deadline = before.deadline if same_run else None
+    if after.phase is not before.workspace.phase or not same_run:
         deadline = deadline_on_entering(after.phase, deadline, now, policy)
     if deadline != before.deadline:
         await _write_deadline(connection, after.id, before.deadline, deadline)
-    await _write_workspace(connection, before.owner, after, event, after.reason, before.asked_at, now)
+    asked_at = before.asked_at if same_run else None
+    await _write_workspace(connection, before.owner, after, event, after.reason, asked_at, now)
 
 
 async def _write_workspace(

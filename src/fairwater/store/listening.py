@@ -27,6 +27,7 @@ from fairwater.store.schema import HISTORY, WORKSPACES
 _AGAIN_S = 1.0
 _QUIET_S = 2.0
 """How long to listen before asking whether the connection still is one."""
+_PAUSE_S = 0.025
 _LINES = 500
 _OWN_MAX = 256
 _EARLIER = HISTORY.alias("earlier")
@@ -93,6 +94,8 @@ class Listener:
             self.listening.set()
             while True:
                 await self._wait(connection)
+                # What is told meanwhile is heard of at once: most is what this server has done itself.
+                await asyncio.sleep(_PAUSE_S)
         finally:
             # Closing says goodbye without waiting for an answer.
             with suppress(psycopg.Error):

@@ -1,25 +1,29 @@
 """Transactions on PostgreSQL: bounded in number and in time, and refused at once while it is away.
 
-Each has a connection of the pool for as long as it lasts, and a thread for each of its statements.
+Each has a connection of the pool for as long as it lasts, and a thread for each of its statements, or one for all.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import Engine
+from sqlalchemy import Engine, Executable
 
 from fairwater.domain.failure import Permanent, Temporary
+from fairwater.store.engine import Statements
+from fairwater.store.postgres_at_once import AtOnce
 from fairwater.store.postgres_engine import CONNECTIONS
 from fairwater.store.postgres_session import READ, WRITE, Threaded
 
 _WAIT_S = 5.0
 """How long to wait for a free connection."""
 _PROBE_S = 0.5
+T = TypeVar("T")
 _log = structlog.get_logger("fairwater.store")
 
 
@@ -45,6 +49,16 @@ class PostgresConnections:
     def write(self) -> AbstractAsyncContextManager[Threaded]:
         return self._transaction(WRITE)
 
+    async def reading(self, work: Callable[[Statements], Awaitable[T]]) -> T:
+        return await self._at_once(READ, work)
+
+    async def writing(self, work: Callable[[Statements], Awaitable[T]]) -> T:
+        return await self._at_once(WRITE, work)
+
+    async def first(self, statement: Executable, parameters: Any = None, /) -> Any:
+        async with self._place_unless_away():
+            return await AtOnce(self._engine, self._server, self.own).first(self._threads, statement, parameters)
+
     async def close(self) -> None:
         if self._looking is not None:
             self._looking.cancel()
@@ -54,23 +68,25 @@ class PostgresConnections:
 
     @asynccontextmanager
     async def _transaction(self, first: str) -> AsyncIterator[Threaded]:
-        began = asyncio.get_running_loop().time()
-        self._refuse_while_away()
-        try:
-            async with self._place():
-                self._refuse_while_away()  # else whoever waited here would find it out anew, each in its own time
-                session = Threaded(self._engine, self._threads, self._server)
-                try:
-                    await session.begin(first)
-                    yield session
-                except BaseException:
-                    await session.take_back()
-                    raise
-                await self._commit(session)
-        except Temporary as failure:
-            if failure.code == "database_away" and began >= self._back_at:
-                self._note_away(failure.message)
-            raise
+        async with self._place_unless_away():
+            session = Threaded(self._engine, self._threads, self._server)
+            try:
+                await session.begin(first)
+                yield session
+            except BaseException:
+                await session.take_back()
+                raise
+            await self._commit(session)
+
+    async def _at_once(self, first: str, work: Callable[[Statements], Awaitable[T]]) -> T:
+        async with self._place_unless_away():
+            session = AtOnce(self._engine, self._server, self.own)
+            try:
+                return await session.run(self._threads, first, work)
+            except BaseException:
+                if session.committing:
+                    self._doubt(session.appended)
+                raise
 
     def _refuse_while_away(self) -> None:
         if self._away is not None:
@@ -81,9 +97,25 @@ class PostgresConnections:
         try:
             await session.commit()
         except BaseException:
-            # It may be in the database or not: whoever reads the history will see.
-            self.own.difference_update(session.appended)
-            self.doubt.set()
+            self._doubt(session.appended)
+            raise
+
+    def _doubt(self, appended: list[int]) -> None:
+        """It may be in the database or not: whoever reads the history will see."""
+        self.own.difference_update(appended)
+        self.doubt.set()
+
+    @asynccontextmanager
+    async def _place_unless_away(self) -> AsyncIterator[None]:
+        began = asyncio.get_running_loop().time()
+        self._refuse_while_away()
+        try:
+            async with self._place():
+                self._refuse_while_away()  # else whoever waited here would find it out anew, each in its own time
+                yield
+        except Temporary as failure:
+            if failure.code == "database_away" and began >= self._back_at:
+                self._note_away(failure.message)
             raise
 
     @asynccontextmanager

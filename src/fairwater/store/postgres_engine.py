@@ -28,10 +28,15 @@ _LOCK_S = 3.0
 _IDLE_IN_TRANSACTION_S = 30.0
 _WAITS_LOCK_S = 10.0
 _LINE = "fairwater_line"
-_REFUSED = {"28000", "28P01", "3D000", "42501"}
+_NO_RIGHT = "42501"
+_REFUSED = {"28000", "28P01", "3D000", _NO_RIGHT}
 """invalid authorisation, invalid password, no such database, insufficient privilege
 (https://www.postgresql.org/docs/15/errcodes-appendix.html)"""
-_REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
+_REFUSALS = (
+    "authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied",
+    "is not permitted to log in", "permission denied for database",
+    "invalid connection option", "invalid sslmode value", "does not support SSL", "certificate verify failed",
+)  # fmt: skip
 _BUSY = {"40001", "40P01", "55P03", "57014"}
 """serialization failure, deadlock, lock not available, query cancelled"""
 _AWAY_CLASSES = {"08", "53", "57", "58"}
@@ -57,6 +62,7 @@ def open_engine(url: URL, *, waits: bool) -> Engine:
         pool_size=CONNECTIONS,
         max_overflow=0,
         pool_reset_on_return=None,
+        pool_use_lifo=True,  # the one used last has its statements prepared
         hide_parameters=True,
         isolation_level="READ COMMITTED" if waits else "AUTOCOMMIT",
         connect_args=connection_options(),
@@ -65,9 +71,9 @@ def open_engine(url: URL, *, waits: bool) -> Engine:
 
     def prepare(connection: Any, record: Any) -> None:
         names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+        settings = (f"SET {name} = {int(limit_s * 1000)}" for name, limit_s in zip(names, limits_s, strict=True))
         with connection.cursor() as cursor:
-            for name, limit_s in zip(names, limits_s, strict=True):
-                cursor.execute(f"SET {name} = {int(limit_s * 1000)}")
+            cursor.execute("; ".join(settings))
         if not connection.autocommit:
             connection.commit()
         # A second descriptor of the connection stays its own until it is closed here, whatever the driver does.
@@ -110,6 +116,11 @@ def failure_of(error: DBAPIError) -> Temporary | Permanent | None:
 def refusal_of(error: DBAPIError) -> Permanent | None:
     """While connecting there is no code of an error to go by, only what it says."""
     reason = reason_of(error)
+    if getattr(error.orig, "sqlstate", None) == _NO_RIGHT:
+        return Permanent(
+            f"the database refuses this server: {reason}; let the role in server.database_url own the database",
+            code="database_refused",
+        )
     if any(word in reason for word in _REFUSALS):
         return Permanent(
             f"the database refuses this server: {reason}; see server.database_url", code="database_refused"

@@ -1,4 +1,6 @@
-"""One transaction on PostgreSQL, whose statements run in threads, one after the other, each within a time.
+"""One transaction on PostgreSQL: its statements, one after the other, each within a time.
+
+`Threaded` runs each statement in a thread of its own; `postgres_at_once.AtOnce`, all of them in one.
 
 Whoever gives up waiting (an answer overdue, a request cancelled) ends the connection under the thread, so that no
 thread is ever lost to a server that does not answer.
@@ -7,9 +9,10 @@ thread is ever lost to a server that does not answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, CursorResult, Engine, Executable, Insert, text
@@ -27,17 +30,16 @@ _TAKE_TURN = text(f"SELECT pg_advisory_xact_lock({_TURN}), pg_notify('{CHANNEL}'
 _LONG_S = 600.0
 """For what replaces all there is."""
 _ALL_WITHIN_S = 5.0
-_T = TypeVar("_T")
+T = TypeVar("T")
 
 
-class Threaded:
-    """A transaction whose statements run in threads. `appended` are the lines of history it has inserted."""
+class Session(ABC):
+    """The statements of a transaction, wherever they run. `appended` are the lines of history it has inserted."""
 
-    def __init__(self, engine: Engine, threads: ThreadPoolExecutor, server: str) -> None:
+    def __init__(self, engine: Engine, server: str) -> None:
         self.appended: list[int] = []
         self.answer_s = ANSWER_S
         self._engine = engine
-        self._threads = threads
         self._server = server
         self._connection: Connection | None = None
         self._info: dict[Any, Any] | None = None
@@ -69,19 +71,14 @@ class Threaded:
         await self.execute(text(f"SELECT setval({sequence}, greatest(nextval({sequence}), {largest}))"))
 
     async def begin(self, first: str) -> None:
-        await self._call(lambda: self._begin(first))
+        await self._call(lambda: self._connected(lambda connection: connection.exec_driver_sql(first)))
 
     async def commit(self) -> None:
-        """Not to be cancelled half-way: whoever is cancelled meanwhile learns of it afterwards."""
         if self._broken:
+            await self.take_back()
             # PostgreSQL would answer such a COMMIT by taking all back, and call it done.
             raise RuntimeError("a statement of the transaction has failed, and nobody has said so")
-        committing = asyncio.ensure_future(self._call(lambda: self._end("COMMIT")))
-        try:
-            await asyncio.shield(committing)
-        except asyncio.CancelledError:
-            await _settled(committing)
-            raise
+        await self._call(lambda: self._end("COMMIT"))
 
     async def take_back(self) -> None:
         """Takes all back, and never fails: what cannot be told to the database ends with its connection."""
@@ -89,13 +86,16 @@ class Threaded:
             with suppress(Temporary, Permanent, SQLAlchemyError):
                 await self._call(lambda: self._end("ROLLBACK"))
 
-    def _begin(self, first: str) -> None:
-        """A connection of the pool may have ended since: then, before anything was asked of it, by a new one."""
+    def _connected(self, ask: Callable[[Connection], T]) -> T:
+        """`ask` on the session's connection, to begin with.
+
+        One of the pool may have ended since: then, before anything was asked of it, on a new one.
+        """
         for last_try in (False, True):
             connection = self._engine.connect()
             self._info = connection.info
             try:
-                connection.exec_driver_sql(first)
+                answer = ask(connection)
             except BaseException as error:
                 self._info = None
                 connection.close()
@@ -104,10 +104,11 @@ class Threaded:
                     raise
             else:
                 self._connection = connection
-                return
+                return answer
+        raise AssertionError("the last try returns or raises")
 
     def _end(self, last: str) -> None:
-        connection, self._connection = self._connection, None
+        connection = self._connection
         assert connection is not None
         try:
             if not connection.invalidated:
@@ -116,23 +117,48 @@ class Threaded:
             connection.invalidate()
             raise
         finally:
-            # From here on it is somebody else's.
-            self._info = None
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """From here on it is somebody else's."""
+        connection, self._connection = self._connection, None
+        self._info = None
+        if connection is not None:
             connection.close()
 
-    async def _call(self, work: Callable[[], _T]) -> _T:
-        """`work` in a thread, for as long as an answer may take."""
+    @abstractmethod
+    async def _call(self, work: Callable[[], T]) -> T:
+        """`work`, for as long as an answer may take. Raises what `telling` raises; what fails is noted as `_broken`."""
+
+    def _cut_off(self) -> None:
+        """Connecting ends by itself (`CONNECT_S`); all else ends with the connection."""
+        info = self._info
+        if info is not None:
+            cut(info)
+
+
+class Threaded(Session):
+    """Each statement has a thread while it runs, so that anything may be done in between."""
+
+    def __init__(self, engine: Engine, threads: ThreadPoolExecutor, server: str) -> None:
+        super().__init__(engine, server)
+        self._threads = threads
+
+    async def commit(self) -> None:
+        """Not to be cancelled half-way: whoever is cancelled meanwhile learns of it afterwards."""
+        committing = asyncio.ensure_future(super().commit())
+        try:
+            await asyncio.shield(committing)
+        except asyncio.CancelledError:
+            await settled(committing)
+            raise
+
+    async def _call(self, work: Callable[[], T]) -> T:
         future = asyncio.get_running_loop().run_in_executor(self._threads, work)
         try:
-            async with asyncio.timeout(self.answer_s):
-                return await asyncio.shield(future)
-        except DBAPIError as error:
-            failure = failure_of(error)
-            if failure is None:
-                raise
-            raise failure from None
-        except UnicodeEncodeError:
-            raise Permanent("the database cannot hold this: it is not Unicode text", code="bad_value") from None
+            with telling():
+                async with asyncio.timeout(self.answer_s):
+                    return await asyncio.shield(future)
         except TimeoutError:
             await self._cut(future)
             raise away(f"no answer for {self.answer_s:g} s") from None
@@ -143,15 +169,27 @@ class Threaded:
             self._broken = self._broken or not future.done() or future.exception() is not None
 
     async def _cut(self, future: asyncio.Future[Any]) -> None:
-        """Connecting ends by itself (`CONNECT_S`); all else ends with the connection."""
         self._given_up = True
-        info = self._info
-        if info is not None and not future.done():
-            cut(info)
-        await _settled(future)
+        if not future.done():
+            self._cut_off()
+        await settled(future)
 
 
-async def _settled(future: asyncio.Future[Any]) -> None:
+@contextmanager
+def telling() -> Iterator[None]:
+    """The driver's errors as what they mean for who asked."""
+    try:
+        yield
+    except DBAPIError as error:
+        failure = failure_of(error)
+        if failure is None:
+            raise
+        raise failure from None
+    except UnicodeEncodeError:
+        raise Permanent("the database cannot hold this: it is not Unicode text", code="bad_value") from None
+
+
+async def settled(future: asyncio.Future[Any]) -> None:
     """Waits for its end, whoever else is told to end meanwhile."""
     while not future.done():
         with suppress(asyncio.CancelledError):

@@ -5,7 +5,7 @@ A loaded workspace carries no history: nothing the loop decides depends on it, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -21,7 +21,7 @@ from fairwater.ports.agent import StartRequest
 from fairwater.ports.clock import Clock
 from fairwater.ports.leases import Lease
 from fairwater.ports.records import WorkspaceRecord
-from fairwater.store.database import SqlDatabase
+from fairwater.store.database import SqlDatabase, SqlTransaction
 from fairwater.store.engine import Statements
 from fairwater.store.leases import holds
 from fairwater.store.life import HOLD, WITH_DEADLINE, advance, held
@@ -68,8 +68,7 @@ class SqlWorkspaceRecords:
             return tuple(WorkspaceId(row.id) for row in rows)
 
     async def load(self, workspace: WorkspaceId) -> WorkspaceRecord | None:
-        async with self._database.read() as transaction:
-            row = (await transaction.connection.execute(_LOAD, {"key": workspace})).first()
+        row = await self._database.first(_LOAD, {"key": workspace})
         if row is None or row.cleared_at is not None:
             return None
         found = held(row)
@@ -77,7 +76,8 @@ class SqlWorkspaceRecords:
 
     async def request(self, workspace: WorkspaceId, run: RunNumber) -> StartRequest | None:
         """Secrets are opened here, and nowhere but for a start."""
-        async with self._database.read() as transaction:
+
+        async def read(transaction: SqlTransaction) -> StartRequest | None:
             row = (await transaction.connection.execute(_REQUEST, {"key": workspace})).first()
             if row is None or row.run != run or row.cleared_at is not None:
                 return None
@@ -87,27 +87,35 @@ class SqlWorkspaceRecords:
             secrets = await transaction.secrets.for_run(
                 UserId(row.owner_id), OrganisationId(row.organisation_id), row.context_url
             )
-        return replace(request, secrets=secrets)
+            return replace(request, secrets=secrets)
+
+        return await self._database.reading(read)
 
     async def record(
-        self, workspace: WorkspaceId, run: RunNumber, event: Event, reason: str, now: datetime
+        self,
+        workspace: WorkspaceId,
+        run: RunNumber,
+        event: Event,
+        reason: str,
+        now: datetime,
+        then: Sequence[tuple[Event, str]] = (),
     ) -> Workspace | None:
-        async with self._database.write() as transaction:
-            await self._check_lease(transaction.connection)
+        held_by_us = self._current_lease()
+
+        async def write(transaction: SqlTransaction) -> Workspace | None:
+            await self._check_lease(transaction.connection, held_by_us)
             await transaction.connection.execute(HOLD, {"key": workspace})
             row = (await transaction.connection.execute(_LOAD, {"key": workspace})).first()
             if row is None or row.run != run:
                 return None
-            after = await advance(
-                transaction.connection,
-                held(row),
-                event,
-                reason,
-                now,
-                self._database.deadlines,
-                transaction.changes.append,
-            )
-        return after.workspace
+            after = held(row)
+            for each, why in ((event, reason), *then):
+                after = await advance(
+                    transaction.connection, after, each, why, now, self._database.deadlines, transaction.changes.append
+                )
+            return after.workspace
+
+        return await self._database.writing(write)
 
     async def note_progress(self, workspace: WorkspaceId, progress: Progress | None) -> None:
         self._database.seen.note_progress(workspace, progress)
@@ -118,21 +126,34 @@ class SqlWorkspaceRecords:
 
     async def cleared(self, workspace: WorkspaceId) -> None:
         """What may be secret goes with the workspace; its history stays."""
-        async with self._database.write() as transaction:
-            await self._check_lease(transaction.connection)
+        held_by_us = self._current_lease()
+
+        async def write(transaction: SqlTransaction) -> None:
+            await self._check_lease(transaction.connection, held_by_us)
             cleared = await transaction.connection.execute(
                 update(WorkspaceRow)
                 .where(WorkspaceRow.id == workspace, WorkspaceRow.phase == Phase.DELETED.value)
                 .values(cleared_at=self._clock.now(), environment=[], command=None)
             )
-            if not cleared.rowcount:
-                return
-            await transaction.connection.execute(delete(DeadlineRow).where(DeadlineRow.workspace_id == workspace))
+            if cleared.rowcount:
+                await transaction.connection.execute(delete(DeadlineRow).where(DeadlineRow.workspace_id == workspace))
 
-    async def _check_lease(self, connection: Statements) -> None:
-        """The lease that this server believes to hold is the newest, and stays so until the transaction ends."""
+        await self._database.writing(write)
+
+    def _current_lease(self) -> Lease | None:
+        """The lease that this server believes to hold; None where nobody needs one. Raises Temporary: `lease_lost`."""
         if self._lease is None:
-            return
+            return None
         lease = self._lease()
-        if lease is None or not await holds(connection, lease):
-            raise Temporary("another server looks after workspaces now", code="lease_lost", delay_s=1.0)
+        if lease is None:
+            raise _lease_lost()
+        return lease
+
+    async def _check_lease(self, connection: Statements, lease: Lease | None) -> None:
+        """`lease` is the newest, and stays so until the transaction ends."""
+        if lease is not None and not await holds(connection, lease):
+            raise _lease_lost()
+
+
+def _lease_lost() -> Temporary:
+    return Temporary("another server looks after workspaces now", code="lease_lost", delay_s=1.0)

@@ -30,6 +30,14 @@ from fairwater.store.vault import Place, Vault
 
 _ID_BYTES = 8
 _CREDENTIALS, _VARIABLES, _KEYS = (Row.metadata.tables[name] for name in ("credentials", "variables", "vault_keys"))
+_OF_PERSON = (
+    select(_CREDENTIALS)
+    .where(_CREDENTIALS.c.user_id == bindparam("owner"))
+    .order_by(_CREDENTIALS.c.host, _CREDENTIALS.c.kind)
+)
+_FOR_RUN = select(_VARIABLES).where(
+    or_(_VARIABLES.c.user_id == bindparam("owner"), _VARIABLES.c.organisation_id == bindparam("organisation"))
+)
 _ADD_PROOF = text(
     "INSERT INTO vault_keys (key_id, proof, created_at) VALUES (:key_id, :proof, :now) ON CONFLICT DO NOTHING"
 ).bindparams(bindparam("now", type_=_KEYS.c.created_at.type), bindparam("proof", type_=_KEYS.c.proof.type))
@@ -119,9 +127,7 @@ class SqlSecrets:
             Credential(CredentialKind(row.kind), row.host, row.username, self._secret(row)[1], row.plain_http)
             for row in await self._credential_rows(owner)
         )
-        rows = await self._connection.execute(
-            select(_VARIABLES).where(or_(_VARIABLES.c.user_id == owner, _VARIABLES.c.organisation_id == organisation))
-        )
+        rows = await self._connection.execute(_FOR_RUN, {"owner": owner, "organisation": organisation})
         context = parse_context(context_url)
         meant = sorted((row for row in rows if matches(row.repository, context)), key=_precedence)
         # The last of a name wins, so the most precise of the person's own comes last.
@@ -158,12 +164,7 @@ class SqlSecrets:
         await self._connection.execute(_ADD_PROOF, values)
 
     async def _credential_rows(self, user: UserId) -> Iterable[Any]:
-        query = (
-            select(_CREDENTIALS)
-            .where(_CREDENTIALS.c.user_id == user)
-            .order_by(_CREDENTIALS.c.host, _CREDENTIALS.c.kind)
-        )
-        return (await self._connection.execute(query)).all()
+        return (await self._connection.execute(_OF_PERSON, {"owner": user})).all()
 
     async def _bound(self, table: Table, condition: Any, most: int, what: str) -> None:
         count = (await self._connection.execute(select(func.count()).select_from(table).where(condition))).scalar_one()

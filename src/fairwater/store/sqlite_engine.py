@@ -13,11 +13,11 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import Connection, CursorResult, Engine, Executable, Insert, RootTransaction, create_engine, event
@@ -26,6 +26,7 @@ from sqlalchemy.exc import OperationalError
 
 from fairwater.domain.failure import Permanent, Temporary
 
+T = TypeVar("T")
 READ_ONLY = "fairwater_read_only"
 """The execution option of a transaction that writes nothing."""
 _WAIT_MS = 10_000
@@ -87,6 +88,18 @@ class SqliteConnections:
             with self._engine.connect() as connection, await _begin_to_write(connection):
                 yield InPlace(connection)
         self._count_commit()
+
+    async def reading(self, work: Callable[[InPlace], Awaitable[T]]) -> T:
+        async with self.read() as connection:
+            return await work(connection)
+
+    async def writing(self, work: Callable[[InPlace], Awaitable[T]]) -> T:
+        async with self.write() as connection:
+            return await work(connection)
+
+    async def first(self, statement: Executable, parameters: Any = None, /) -> Any:
+        async with self.read() as connection:
+            return (await connection.execute(statement, parameters)).first()
 
     async def close(self) -> None:
         if self.checkpoint is not None:

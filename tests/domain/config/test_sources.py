@@ -116,3 +116,9 @@ def test_hostile_text_costs_little(text: str) -> None:
         with suppress(Broken):
             read(text)
     assert time.process_time() - before < 2
+
+
+def test_a_missing_comma_is_told_as_what_is_missing() -> None:
+    with pytest.raises(Broken) as broken:
+        read_jsonc('{ "image": "a"\n  "remoteUser": "b" }')
+    assert "a comma or '}' is expected here, not '\"'" in str(broken.value)

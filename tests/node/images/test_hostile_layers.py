@@ -149,3 +149,20 @@ async def test_users_are_read_inside_the_image(lab: StoreLab, aside: Path) -> No
         root = await store.prepare(f"oci:{layout}", local_allowed=True)
         assert root.users == ()
         assert (root.user.uid, root.user.home) == (0, "/root")
+
+
+async def test_folders_nested_as_deep_as_a_path_can_tell_are_removed_again(lab: StoreLab, aside: Path) -> None:
+    layout = write_layout(aside / "layout", {"": Image((layer([("a/" * 1900, b"")]),))})
+    async with lab.store(folders=(aside,)) as store:
+        await store.prepare(f"oci:{layout}", local_allowed=True)
+        lab.clock.at += 1000
+        await store._collection.make_room(1 << 60)
+        assert lab.layers == set()
+        assert lab.left_over == []
+    async with lab.store(folders=(aside,)) as store:
+        await store.prepare(f"oci:{layout}", local_allowed=True)
+        (lab.folder / "store/mount/removed/left").mkdir()
+        (lab.folder / "store/mount/layers").rename(lab.folder / "store/mount/removed/left/layers")
+        (lab.folder / "store/mount/layers").mkdir()
+    async with lab.store(folders=(aside,)):
+        assert lab.left_over == []

@@ -7,8 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.node.images.laboratory import StoreLab, Told, content
+from tests.node.images.laboratory import StoreLab, Told, content, reachable_port, secrets_for
 from tests.servers.oci import Image, blob_path, busybox, layer, write_archive, write_layout
+from tests.servers.registry import PASSWORD, USER, Registry, docker_registry
 
 from fairwater.domain.failure import Permanent
 
@@ -85,3 +86,31 @@ async def test_a_document_that_is_not_what_its_digest_names_is_refused(lab: Stor
         with pytest.raises(Permanent) as failure:
             await store.prepare(f"oci:{layout}", local_allowed=True)
         assert failure.value.code == "image_damaged"
+
+
+async def test_a_folder_that_only_names_a_layer_does_not_get_it(lab: StoreLab, aside: Path, address: str) -> None:
+    """The layer is here, brought in by somebody who may have it; who writes the folder need not be."""
+    private = Image((layer([("secret", b"1")]),))
+    layout = write_layout(aside / "layout", {"": private})
+    blob_path(layout, private.layers[0].digest).unlink()
+    with docker_registry(address, reachable_port(), closed=True) as closed:
+        name = closed.push("private:1", private)
+        async with lab.store(insecure=(closed.host,), folders=(aside,)) as store:
+            root = await store.prepare(name, secrets_for(closed.host, USER, PASSWORD))
+            assert content(root, "/secret") == b"1"
+            with pytest.raises(Permanent) as failure:
+                await store.prepare(f"oci:{layout}", local_allowed=True)
+            assert failure.value.code == "bad_image"
+
+
+async def test_what_a_folder_calls_by_a_digest_says_nothing_of_what_a_registry_does(
+    lab: StoreLab, aside: Path, registry: Registry
+) -> None:
+    right = Image((layer([("right", b"1")]),))
+    other = layer([("other", b"1")])
+    layout = write_layout(aside / "layout", {"": Image(right.layers, diff_ids=(other.diff_id,))})
+    blob_path(layout, right.layers[0].digest).write_bytes(other.packed)
+    async with lab.store(insecure=(registry.host,), folders=(aside,)) as store:
+        await store.prepare(registry.push("other:1", Image((other,))))
+        assert content(await store.prepare(f"oci:{layout}", local_allowed=True), "/other") == b"1"
+        assert content(await store.prepare(registry.push("right:1", right)), "/right") == b"1"

@@ -124,6 +124,9 @@ async def test_a_network_that_does_not_forward_fails_the_start_with_its_reason(
             return "ip_forward" in (await lab.facts(workspace)).reason
 
         await wait_for(told, "the reason to be told")
+        hindered = (await lab.facts(workspace)).progress
+        assert hindered is not None, "who waits for the workspace is told, too"
+        assert "ip_forward" in hindered.step
         monkeypatch.undo()
         await end_all(lab)
 

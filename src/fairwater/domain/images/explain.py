@@ -107,7 +107,8 @@ def _failure(code: str, reference: Reference, words: str) -> Permanent | Tempora
         case "image_denied":
             return Permanent(
                 f"{reference} cannot be read without the right credentials, or is not there: check its name, and "
-                f"the token for {where}, which may have expired",
+                f"where it is private add a token, or replace one that may have expired, with 'fairwater credential "
+                f"add {where}' (--plain-http for a registry without TLS)",
                 code="image_denied",
             )
         case "no_such_image" if reference.local:
@@ -158,7 +159,7 @@ _URL = re.compile(r"https?://[^\s\"']+")
 def last_words(stderr: str) -> str:
     """The last line of what skopeo said, without control characters, credentials or queries, at most 300 signs."""
     lines = [line.strip() for line in re.split(r"[\r\n]+", stderr) if line.strip()]
-    line = _LOG_LINE.sub("", lines[-1] if lines else "it gave no reason").strip('"')
+    line = _LOG_LINE.sub("", lines[-1] if lines else "it gave no reason").strip('"').replace('\\"', '"')
     line = _SECRET_IN_URL.sub(r"\1", line)
     line = _URL.sub(lambda found: _without_query(found[0]), line)
     return "".join(sign if sign.isprintable() else "?" for sign in line)[:300]

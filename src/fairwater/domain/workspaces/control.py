@@ -68,7 +68,7 @@ def plan_workspace(
     if workspace.phase is Phase.DELETED:
         return _plan_deleted(workspace, facts, cause)
     if overdue and workspace.phase in STARTING and deadline is not None:
-        return Plan((Record(Event.FAIL, _OVERDUE.get(deadline.kind, "took too long")),), cause=cause)
+        return Plan((Record(Event.FAIL, _overdue(workspace, deadline.kind, facts)),), cause=cause)
     if isinstance(facts, Missing):
         until = deadline.at if deadline and not overdue else None
         return Plan(waiting=Waiting(f"the node to answer: {facts.reason}", workspace.since, until), cause=cause)
@@ -105,6 +105,15 @@ def plan_workspace(
     if records:
         return Plan(records, cause=cause)
     return Plan(waiting=_waiting(workspace, None if overdue else deadline), cause=cause)
+
+
+def _overdue(workspace: Workspace, kind: DeadlineKind, facts: Reading[RunFacts | None]) -> str:
+    """With what the node was at when the time was over."""
+    what = _OVERDUE.get(kind, "took too long")
+    seen = None if isinstance(facts, Missing) else facts.value
+    if seen is None or seen.run != workspace.run or seen.state not in {RunState.STARTING, RunState.INITIALIZING}:
+        return what
+    return f"{what}: {seen.reason}"
 
 
 def _plan_deleted(workspace: Workspace, facts: Reading[RunFacts | None], cause: str) -> Plan[Step]:

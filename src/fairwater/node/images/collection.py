@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import structlog
 
 from fairwater.domain.failure import Temporary
 from fairwater.domain.units import format_bytes
-from fairwater.node import linux
+from fairwater.node import linux, tree_removal
 from fairwater.node.images.records import Records
 
 SPARE_SHARE = 0.05
@@ -117,4 +116,4 @@ def remove_tree(root: Path, folder: Path) -> None:
         folder.rename(aside)
     except FileNotFoundError:
         return
-    shutil.rmtree(aside, ignore_errors=True)
+    tree_removal.remove_tree(aside)

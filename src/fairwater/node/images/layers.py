@@ -1,6 +1,7 @@
 """Layers on the images' disk: unpacked in a sandbox, proven there, and then out of its reach before the next begins.
 
-So what is in one layer can never get into another, which others use too.
+So what is in one layer cannot get into another, which others use too, as long as tar and the unpackers are not taken
+over by what they read: the sum of what was unpacked is told by the sandbox.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ async def unpack_layer(
     ending: dict[str, object] = {}
 
     def hear(line: bytes) -> None:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             said = json.loads(line[:4096])
             if isinstance(said, dict):
                 if isinstance(said.get("read"), int):

@@ -188,10 +188,10 @@ class Pull:
     async def _unpack(self, manifest: Manifest, config: Config, place: str) -> tuple[Unpacked, ...]:
         wanted: dict[str, Descriptor] = {}
         for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True):
-            proven = self.known(layer.digest)
+            proven = self.known(self._remembered(layer))
             if proven is not None and proven.diff_id != diff_id:
                 raise damaged(self.reference, f"{layer.digest} unpacks to {proven.diff_id}, not to {diff_id}")
-            if proven is None and not self.here(diff_id, layer.digest):
+            if proven is None and not self.here(diff_id, self._remembered(layer)):
                 wanted[diff_id] = layer
         total, before, left = sum(layer.size for layer in wanted.values()), 0, self.image_max
         unpacked: list[Unpacked] = []
@@ -204,13 +204,18 @@ class Pull:
             read(0)
             path = f"{place}/{layer.hex}"
             one = await self._guarded(
-                unpack_layer(self.sandbox, self.reference, path, layer.digest, diff_id, left, read)
+                unpack_layer(self.sandbox, self.reference, path, self._remembered(layer), diff_id, left, read)
             )
             read(layer.size)
             unpacked.append(one)
             before += layer.size
             left -= one.size
         return tuple(unpacked)
+
+    def _remembered(self, layer: Descriptor) -> str:
+        """The name under which it is remembered what the layer unpacks to. What a folder of the machine calls by a
+        digest need not have it, nor be there at all: it says nothing of what registries call so."""
+        return f"folder/{layer.digest}" if self.reference.kind is Kind.OCI_FOLDER else layer.digest
 
     # --- what stalls --------------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Protocol
 from fairwater.domain.ids import RunNumber, workspace_id
 from fairwater.domain.units import GIB, Bytes
 from fairwater.domain.workspaces.classes import WorkspaceClass
+from fairwater.node.tree_removal import remove_tree
 from fairwater.ports.images import ImageRoot
 from fairwater.ports.process import Channel, ExecRequest
 from fairwater.ports.sandboxes import Admission, Launcher, Sandbox, Sandboxes, Tenant
@@ -136,8 +136,7 @@ async def pull_sandbox(
 async def _clear(sandboxes: PullSandboxes, sandbox: Sandbox | None, folder: Path) -> None:
     if sandbox is not None:
         await sandboxes.remove(sandbox)
-    # Nobody is left who could swap a folder for a link meanwhile, and rmtree follows none.
-    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    await asyncio.to_thread(remove_tree, folder)  # nobody is left who could change anything meanwhile
 
 
 def _lay_out(folder: Path) -> None:

@@ -6,7 +6,6 @@ Decides when an image that is here may be used, and when it must be brought in. 
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,7 @@ from fairwater.node.images.rate import WriteCeiling
 from fairwater.node.images.records import ANYBODY, THIS_MACHINE, ImageRecord, NameRecord, Records
 from fairwater.node.images.sandbox import ROLE, PullSandboxes
 from fairwater.node.images.volume import ImageVolume
+from fairwater.node.tree_removal import remove_tree
 from fairwater.ports.images import ImageRoot, Images, ImageUser
 from fairwater.ports.sandboxes import Sandbox
 
@@ -89,7 +89,7 @@ class ImageStore:
 
     def _sort_out(self) -> None:
         for name in ("incoming", "removed"):
-            shutil.rmtree(self._root / name, ignore_errors=True)
+            remove_tree(self._root / name)
         for name in ("incoming", "removed", "layers", "empty"):
             (self._root / name).mkdir(exist_ok=True, mode=0o755)
         self._records.load()
@@ -100,7 +100,7 @@ class ImageStore:
         for diff_id in self._records.layers.keys() - there:
             self._records.forget_layer(diff_id)
         for diff_id in there - self._records.layers.keys():
-            shutil.rmtree(layer_folder(self._root, diff_id), ignore_errors=True)
+            remove_tree(layer_folder(self._root, diff_id))
 
     def _limit(self, sandbox: Sandbox) -> None:
         if self._group_of is not None:

@@ -30,7 +30,8 @@ class PlainImages:
     ) -> ImageRoot:
         if reference != _HOST.reference:
             raise Permanent(
-                f"there is no image {reference[:80]!r} here: without isolation only 'host' is offered",
+                f"there is no image {reference[:80]!r} here: without isolation only 'host' is offered; for others, "
+                "run Fairwater as root",
                 code="no_such_image",
             )
         return _HOST

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import UTC
-from typing import Annotated, Any
+from typing import Annotated
 
 import structlog
 from fastapi import APIRouter, Query, Request
@@ -45,7 +45,8 @@ async def download_backup(request: Request, who: Caller) -> Response:
 async def upload_backup(request: Request, who: Caller, confirm: Annotated[bool, Query()] = False) -> Response:
     """Puts a backup in the place of everything that is in the database. Nothing is changed before all of it is here.
 
-    Needs `confirm=true`.
+    Needs `confirm=true`. `unknown` are the workspaces that run and that the backup does not know: nobody looks after
+    them any more.
     """
     services = services_of(request)
     if services.restore is None:
@@ -55,7 +56,7 @@ async def upload_backup(request: Request, who: Caller, confirm: Annotated[bool, 
             "a restoration replaces everything that is in the database: ask with confirm=true", code="not_confirmed"
         )
     _log.warning("restore_begun", by=who.id)
-    restored: Any = await services.restore(_body(request))
+    restored = await services.restore(_body(request))
     services.authenticator.forget_all()
     warning = None
     try:
@@ -63,8 +64,8 @@ async def upload_backup(request: Request, who: Caller, confirm: Annotated[bool, 
             await transaction.secrets.prove_key(services.clock.now())
     except Permanent as failure:
         warning = failure.message
-    _log.warning("restored", by=who.id, reason=warning)
-    return json_response(200, {"restored": restored, "warning": warning})
+    _log.warning("restored", by=who.id, reason=warning, unknown=list(restored.unknown))
+    return json_response(200, {"restored": dict(restored.rows), "warning": warning, "unknown": list(restored.unknown)})
 
 
 @router.post("/rotate-keys")

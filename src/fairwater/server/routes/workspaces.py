@@ -44,8 +44,7 @@ async def list_workspaces(
     """The newest first. `all` is all that you may see: everybody's for operators, your own for members."""
     services = services_of(request)
     seen = None if owner == "all" and who.is_staff else who.id
-    async with services.database.read() as transaction:
-        page = await transaction.workspaces.page(seen, phase, limit, cursor)
+    page = await services.database.reading(lambda transaction: transaction.workspaces.page(seen, phase, limit, cursor))
     return json_response(200, page_document(page, lambda entry: workspace_document(entry, services.options)))
 
 
@@ -92,8 +91,7 @@ async def create_workspace(request: Request, who: Caller, body: CreateWorkspace)
 @router.get("/{workspace}")
 async def show_workspace(request: Request, who: Caller, workspace: str) -> Response:
     services = services_of(request)
-    async with services.database.read() as transaction:
-        entry = await workspace_for(request, transaction, who, workspace)
+    entry = await services.database.reading(lambda transaction: workspace_for(request, transaction, who, workspace))
     return json_response(200, workspace_document(entry, services.options))
 
 
