@@ -7,13 +7,15 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from sqlalchemy import event
 from tests.servers.postgres import Cluster
 
 from fairwater.domain.failure import Temporary
 from fairwater.domain.workspaces.workspace import Event
 from fairwater.ports.accounts import Account
-from fairwater.store import postgres_session
+from fairwater.store import postgres_engine, postgres_session
 from fairwater.store.migration import upgrade
+from fairwater.store.postgres_engine import ANSWER_S
 
 from .conftest import NOW, Store, open_store
 
@@ -99,6 +101,24 @@ async def test_a_database_that_stops_answering_is_told_within_seconds_and_then_a
     await back(server)
     async with server.database.read() as transaction:
         assert await transaction.accounts.find(owner.id) is not None
+
+
+async def test_a_database_that_stops_while_a_connection_is_set_up_holds_nobody_up(
+    server: Store, own_postgres: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_engine, "CONNECT_S", 1)
+    server.database.engine.dispose()
+    event.listen(server.database.engine, "connect", lambda *_: own_postgres.halt(), insert=True, once=True)
+    began = time.monotonic()
+    try:
+        with pytest.raises(Temporary) as refused:
+            async with asyncio.timeout(ANSWER_S * 2):
+                await server.database.ping()
+    finally:
+        own_postgres.go_on()
+    assert refused.value.code == "database_away"
+    assert time.monotonic() - began < ANSWER_S
+    await back(server)
 
 
 @pytest.mark.parametrize("how", ["killed", "halted"])

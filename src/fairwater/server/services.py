@@ -21,7 +21,8 @@ from fairwater.server.options import ServerOptions
 class Services:
     """`wake` pokes the workspaces loop; `node_facts` asks the node what it offers.
 
-    `backup` gives the database as it is at one moment; `restore` puts one in its place. Each is None where this server cannot.
+    `backup` gives the database as it is at one moment; `restore` puts one in its place. Each is None where this server
+    cannot.
     """
 
     database: Database

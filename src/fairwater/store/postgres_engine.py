@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from contextlib import suppress
 from typing import Any
 
@@ -70,14 +71,19 @@ def open_engine(url: URL, *, waits: bool) -> Engine:
     limits_s = (0.0, _WAITS_LOCK_S, 0.0) if waits else (STATEMENT_S, _LOCK_S, _IDLE_IN_TRANSACTION_S)
 
     def prepare(connection: Any, record: Any) -> None:
-        names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
-        settings = (f"SET {name} = {int(limit_s * 1000)}" for name, limit_s in zip(names, limits_s, strict=True))
-        with connection.cursor() as cursor:
-            cursor.execute("; ".join(settings))
-        if not connection.autocommit:
-            connection.commit()
         # A second descriptor of the connection stays its own until it is closed here, whatever the driver does.
-        record.info[_LINE] = socket.socket(fileno=os.dup(connection.pgconn.socket))
+        line = socket.socket(fileno=os.dup(connection.pgconn.socket))
+        # Nobody can `cut` it yet, and a server that stops right now would keep the thread for as long as it is stopped.
+        overdue = threading.Timer(CONNECT_S, _shut, [line])
+        overdue.start()
+        try:
+            _limit(connection, limits_s)
+        except BaseException:
+            line.close()
+            raise
+        finally:
+            overdue.cancel()
+        record.info[_LINE] = line
 
     def closed(_connection: Any, record: Any) -> None:
         line = record.info.pop(_LINE, None)
@@ -93,8 +99,21 @@ def cut(info: dict[Any, Any]) -> None:
     """Ends the connection under whoever waits for its answer, in whichever thread. `info` is the connection's."""
     line: socket.socket | None = info.get(_LINE)
     if line is not None:
-        with suppress(OSError):  # it has ended by itself
-            line.shutdown(socket.SHUT_RDWR)
+        _shut(line)
+
+
+def _shut(line: socket.socket) -> None:
+    with suppress(OSError):  # it has ended by itself
+        line.shutdown(socket.SHUT_RDWR)
+
+
+def _limit(connection: Any, limits_s: tuple[float, float, float]) -> None:
+    names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+    settings = (f"SET {name} = {int(limit_s * 1000)}" for name, limit_s in zip(names, limits_s, strict=True))
+    with connection.cursor() as cursor:
+        cursor.execute("; ".join(settings))
+    if not connection.autocommit:
+        connection.commit()
 
 
 def failure_of(error: DBAPIError) -> Temporary | Permanent | None:
