@@ -1,7 +1,7 @@
 """Runs the checks and tests, and ends with a plain summary: what was skipped and why, what failed, and the counts.
 
     checks.py lint    ruff, formatting, mypy, import contracts
-    checks.py unit    those, and every test that needs no privilege
+    checks.py unit    those, and every test that needs no privilege and no long time
     checks.py all     those, and every test that this machine can run
 
 Each tool counts as one check beside the tests. The exit status is 0 only when nothing failed and something passed.
@@ -126,7 +126,7 @@ def main() -> int:
     for name, command in checks.items():
         Check(name, command).finish(outcome)
     if what == "unit":
-        run_tests(outcome, "-m", "not root")
+        run_tests(outcome, "-m", "not root and not long")
         mypy.finish(outcome)
     else:
         mypy.finish(outcome)

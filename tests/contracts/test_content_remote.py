@@ -41,6 +41,8 @@ from fairwater.ports.sandboxes import Admission, Tenant
 from fairwater.ports.volumes import Volumes
 from fairwater.settings import load_settings
 
+pytestmark = pytest.mark.long
+
 WORKSPACE = WorkspaceId("abcdefgh2345")
 LIMITS = WorkspaceClass("test", cpu_cores=1, memory=Bytes(512 * MIB), processes=256, disk=Bytes(256 * MIB))
 WITHIN_S = 30.0

@@ -171,3 +171,21 @@ def test_files_go_in_and_out(installation: Installation) -> None:
     assert installation.exec("project", "sha256sum < back.bin; stat -c %U back.bin").split()[::2] == [digest, "dev"]
     outside = installation.run("ws", "files", "get", "project", "/etc/shadow", str(local))
     assert outside.returncode == 1
+
+
+def test_a_restored_backup_takes_the_place_of_the_database_and_ctrl_c_still_stops_all(
+    installation: Installation, tmp_path: Path
+) -> None:
+    installation.start(f"file://{installation.repository}")
+    kept = tmp_path / "backup"
+    assert installation.run("admin", "backup", str(kept)).returncode == 0
+    assert kept.stat().st_mode & 0o777 == 0o600
+    created = installation.run("ws", "create", f"file://{installation.repository}", "--name", "later", "--wait")
+    assert created.returncode == 0, created.stderr
+    restored = installation.run("admin", "restore", str(kept), "--yes")
+    assert restored.returncode == 0, restored.stderr
+    assert [workspace["name"] for workspace in installation.json("ws", "list")] == ["project"]
+    assert installation.exec("project", "cat README") == "hello\n", "what ran before the restore runs on"
+    assert installation.interrupt() == 0
+    assert "the database does not know" in installation.said()
+    until(lambda: not traces(installation), lambda: "\n".join(traces(installation)), 10)

@@ -19,6 +19,8 @@ from fairwater.store.postgres_engine import ANSWER_S
 
 from .conftest import NOW, Store, open_store
 
+pytestmark = pytest.mark.long
+
 BACK_WITHIN_S = 15.0
 
 
@@ -107,7 +109,8 @@ async def test_a_database_that_stops_while_a_connection_is_set_up_holds_nobody_u
     server: Store, own_postgres: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_engine, "CONNECT_S", 1)
-    server.database.engine.dispose()
+    await server.database.ping()
+    server.database.engine.dispose()  # so that the next one opens a connection
     event.listen(server.database.engine, "connect", lambda *_: own_postgres.halt(), insert=True, once=True)
     began = time.monotonic()
     try:

@@ -26,6 +26,8 @@ from fairwater.serving.serve import serve
 
 from .test_two_servers import WallClock
 
+pytestmark = pytest.mark.long
+
 HALTED_S = 11.0
 """Longer than an answer may take (`ANSWER_S`, 6 s), and than the lease lasts."""
 ANSWERED_WITHIN_S = 8.0

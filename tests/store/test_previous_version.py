@@ -18,6 +18,8 @@ from tests.servers.fairwater_server import server_process
 from fairwater.store.engine import open_engine
 from fairwater.store.migration import migration_scripts, newest_revision
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 
 

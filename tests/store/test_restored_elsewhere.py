@@ -18,6 +18,8 @@ from fairwater.serving.serve import serve
 
 from .test_two_servers import WallClock
 
+pytestmark = pytest.mark.long
+
 OTHER = "11" * 32
 _RUN = "from fairwater.cli.main import run; run()"
 

@@ -20,6 +20,8 @@ from tests.servers.fairwater_server import ServerProcess, server_process
 from fairwater.node.api.app import create_agent_app
 from fairwater.serving.serve import serve
 
+pytestmark = pytest.mark.long
+
 TAKEN_OVER_WITHIN_S = 12.0
 
 

@@ -23,6 +23,7 @@ from fairwater.cli.client import Client, knock
 from fairwater.cli.connection import Target
 from fairwater.cli.output import ExitCode, say
 from fairwater.cli.problem import workspace_path
+from fairwater.cli.remaining_runs import stop_remaining_runs
 from fairwater.cli.supervisor import Interrupted, Interrupts, Part, Supervisor
 from fairwater.cli.wait import RUNNING, STOPPED, display, wait_for
 from fairwater.cli.workspace import context_url
@@ -163,7 +164,7 @@ class Installation:
             try:
                 with self._client() as client:
                     stop_all(client, bound_s, force=force)
-                return True
+                return stop_remaining_runs(Target("http://node", self.data.node_socket), bound_s, _tell)
             except Interrupted:
                 _tell("killing the workspaces" if not force else "leaving them")
             except (Permanent, Temporary) as failure:

@@ -8,6 +8,7 @@ without their parameters.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 from contextlib import suppress
@@ -25,6 +26,9 @@ CONNECT_S = 3
 STATEMENT_S = 5.0
 ANSWER_S = STATEMENT_S + 1
 """How long an answer may take: the server has ended the statement before, unless it is stopped or out of reach."""
+_ADDRESS = re.compile(
+    r"(?:connection (?:failed|is bad): )?connection to server (?:at|on socket) \"[^\"]*\"(?:, port \d+)? failed: "
+)
 _LOCK_S = 3.0
 _IDLE_IN_TRANSACTION_S = 30.0
 _WAITS_LOCK_S = 10.0
@@ -80,6 +84,7 @@ def open_engine(url: URL, *, waits: bool) -> Engine:
             _limit(connection, limits_s)
         except BaseException:
             line.close()
+            connection.close()
             raise
         finally:
             overdue.cancel()
@@ -154,6 +159,6 @@ def away(reason: str) -> Temporary:
 
 
 def reason_of(error: DBAPIError) -> str:
-    """The first line of what the driver says, without the statement."""
-    lines = str(error.orig).strip().splitlines()
+    """The first line of what the driver says, without the statement and the server's address: callers see it."""
+    lines = _ADDRESS.sub("", str(error.orig)).strip().splitlines()
     return lines[0][:200] if lines else type(error.orig).__name__

@@ -15,6 +15,8 @@ from tests.domain.config.reading import devcontainer, gitpod
 
 from fairwater.domain.workspaces.setup import Task, Wanted
 
+pytestmark = pytest.mark.long
+
 _TOOLS = ("mkdir", "cat", "ls", "sleep", "env", "sh", "rm", "touch", "printf")
 
 
