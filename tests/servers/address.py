@@ -8,7 +8,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 
-_PREFIX = "198.51.100."  # TEST-NET-2 (RFC 5737): nobody's
+_PREFIX = "192.0.2."  # TEST-NET-1 (RFC 5737): nobody's; TEST-NET-2 is outside in the tests of the network
 
 
 @contextlib.contextmanager

@@ -33,7 +33,8 @@ def git(*arguments: str) -> str | None:
 def previous_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = migration_scripts().get_revision(newest_revision())
     assert script is not None
-    path = Path(script.path).relative_to(ROOT)
+    # Fairwater itself may be installed elsewhere.
+    path = Path("src/fairwater/store/migrations/versions") / Path(script.path).name
     added = git("log", "--diff-filter=A", "--format=%H", "-1", "--", str(path))
     if added is None:
         pytest.skip("there is no git history here to take the version before from")

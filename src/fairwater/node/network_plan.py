@@ -157,7 +157,8 @@ def refuse_clashes(plan: AddressPlan, routes: Iterable[Route], resolvers: Sequen
                 "gives it; stop the workspaces of this machine before changing network.pool",
                 code="pool_in_use",
             )
-        if _OWN_DEVICE.fullmatch(route.device) or route.network.prefixlen <= 1:
+        gone = route.local and not route.device  # an address whose device went while they were listed
+        if gone or _OWN_DEVICE.fullmatch(route.device) or route.network.prefixlen <= 1:
             continue
         if route.network.overlaps(plan.pool):
             what = "the machine's address" if route.local else "the route to"

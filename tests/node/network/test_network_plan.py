@@ -80,6 +80,7 @@ def test_a_vpns_halved_default_route_and_own_devices_are_no_overlap() -> None:
         Route(IPv4Network("10.213.32.1/32"), "fw2-0", local=True),
         Route(IPv4Network("10.213.0.9/32"), "fw0-7"),
         Route(IPv4Network("10.213.47.254/32"), "fwp2"),
+        Route(IPv4Network("10.213.32.5/32"), "", local=True),  # its device has just gone
     )
     refuse_clashes(plan, routes, (IPv4Address("192.0.2.53"),))
     with pytest.raises(Permanent, match="contains the DNS server"):
