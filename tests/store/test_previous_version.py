@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import text
 from tests.servers.fairwater_server import server_process
 
+import fairwater
 from fairwater.store.engine import open_engine
 from fairwater.store.migration import migration_scripts, newest_revision
 
@@ -52,7 +53,7 @@ def previous_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rehearse(folder: Path, url: str, previous: Path, between: Callable[[], None] = lambda: None) -> None:
     """The newest server writes, the one before it goes on, and the newest goes on from there."""
     with server_process(folder, url) as newest:
-        assert newest.source() == ROOT / "src/fairwater"
+        assert newest.source() == Path(fairwater.__file__).parent
         first = newest.create("first-of-the-newest")
         newest.post("workspaces", context_url="https://example.org/a/b", name="second-of-the-newest", start=False)
         newest.post("users", name="of-the-newest")
