@@ -52,6 +52,7 @@ def crun(init: Path, runtime: str = "crun") -> Iterator[Callable[[], float]]:
         cgroups = Cgroups(f"fairwater-{INSTANCE}")
         slots = Slots(folder / "slots", INSTANCE, cgroups, _NoNetwork(), init, runtime, STANDARD)
         slots.prepare()
+        stack.callback(slots.release)
         stack.callback(cgroups.shutdown)
         slot = slots.park(0, image)
         stack.callback(slots.clear, 0)
